@@ -1,0 +1,1 @@
+"""The bundle's own parts: one idea a file, wired together by the files in `configs`."""

@@ -1,0 +1,70 @@
+"""How does a predicted label map reach the disk?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from ignite.engine import Engine, Events
+
+from .errors import BadInput
+from .volumes import open_volume
+
+
+class LabelMapWriter:
+    """Write each predicted label map under its image's name, on its image's grid: a handler for evaluators.
+
+    The header is the image's, so shape, affine, spacing and codes are the same, whatever the orientation. A file
+    appears whole or not at all. `state.output` is a list of dicts with `pred`, `(1, x, y, z)` on the image's grid,
+    and `state.batch` one with `image`, whose meta data name the file.
+
+    Args:
+        folder: where the label maps go.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def attach(self, engine: Engine) -> None:
+        """Write after every iteration."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the label maps of one iteration."""
+        batch: Any = engine.state.batch
+        output: Any = engine.state.output
+        for case, prediction in zip(batch, output, strict=True):
+            write_label_map(np.asarray(prediction["pred"][0].cpu()), image_path_of(case), self.folder)
+
+
+def image_path_of(case: dict[str, Any]) -> str:
+    """Return the file that a case's image was read from."""
+    return str(case["image"].meta["filename_or_obj"])
+
+
+def write_label_map(label: np.ndarray, image_path: str | Path, folder: Path) -> Path:
+    """Write a label map `(x, y, z)` beside nothing else: under the image's name in a folder, with its header.
+
+    Raises:
+        BadInput: the folder is the image's own, or can't be written.
+    """
+    image = open_volume(image_path)
+    path = folder / Path(image_path).name
+    if path.resolve() == Path(image_path).resolve():
+        raise BadInput(f"{path}: the label map would replace its image. Choose another folder with --output_dir.")
+    header: Any = image.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the display range of the image is none for labels
+    unfinished = folder / f".{os.getpid()}.{path.name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        nib.save(type(image)(label.astype(np.uint8), image.affine, header), unfinished)
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise BadInput(f"{path}: can't be written ({error}). Make room, or choose another --output_dir.") from error
+    return path

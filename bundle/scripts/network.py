@@ -1,0 +1,107 @@
+"""What does each committee member look like by default?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.blocks import Convolution
+from torch import Tensor, nn
+
+NEGATIVE_SLOPE = 0.01
+
+
+class UNet2d(nn.Module):
+    """The 2D U-Net of nnU-Net v1, the paper's backbone.
+
+    Two 3x3 convolutions a stage, each with InstanceNorm and LeakyReLU; down by a stride of 2, up by a 2x2 transposed
+    convolution; a 1x1 segmentation head after every decoder stage. With features 32, 64, 128, 256, 480, 480, 480, 480,
+    one channel and five classes it has the paper's 41,268,192 parameters. Source: nnU-Net v1's plan for FLARE21.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: classes, background included.
+        features: channels of each stage, finest first. Height and width must be multiples of 2^(stages - 1), and
+            larger than that in training: InstanceNorm needs more than one pixel in the last stage.
+
+    Shapes:
+        in: `(samples, in_channels, height, width)`.
+        out, eval mode: logits `(samples, out_channels, height, width)`.
+        out, train mode: list of logits, one a decoder stage, finest first, each at its own resolution.
+    """
+
+    def __init__(self, *, in_channels: int, out_channels: int, features: Sequence[int]) -> None:
+        super().__init__()
+        self.divisor = 2 ** (len(features) - 1)
+        inputs = [in_channels, *features[:-1]]
+        self.encoders = nn.ModuleList(
+            two_convolutions(i, o, stride=1 if stage == 0 else 2)
+            for stage, (i, o) in enumerate(zip(inputs, features, strict=True))
+        )
+        ups, decoders, heads = [], [], []
+        for deep, skip in zip(features[:0:-1], features[-2::-1], strict=True):
+            ups.append(
+                Convolution(
+                    2,
+                    deep,
+                    skip,
+                    kernel_size=2,
+                    strides=2,
+                    padding=0,
+                    output_padding=0,
+                    bias=False,
+                    conv_only=True,
+                    is_transposed=True,
+                )
+            )
+            decoders.append(two_convolutions(2 * skip, skip, stride=1))
+            heads.append(Convolution(2, skip, out_channels, kernel_size=1, bias=False, conv_only=True))
+        self.ups, self.decoders, self.heads = nn.ModuleList(ups), nn.ModuleList(decoders), nn.ModuleList(heads)
+        self.apply(initialise)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits, or in train mode the list of all heads' logits, finest first."""
+        if image.shape[2] % self.divisor != 0 or image.shape[3] % self.divisor != 0:
+            raise ValueError(f"height and width must be multiples of {self.divisor}, got {image.shape}.")
+        x = image
+        skips: list[Tensor] = []
+        for encoder in self.encoders:
+            x = encoder(x)
+            skips.append(x)
+        skips.pop()
+        stages: list[Tensor] = []
+        for up, decoder in zip(self.ups, self.decoders):  # noqa: B905  TorchScript knows no strict
+            x = decoder(torch.cat([up(x), skips.pop()], dim=1))
+            stages.append(x)
+        if not torch.jit.is_scripting():  # noqa: SIM102  an exported network only infers: TorchScript allows one type of result
+            if self.training:
+                logits = [head(stage) for head, stage in zip(self.heads, stages, strict=True)]
+                return logits[::-1]  # type: ignore[return-value]
+        return self.heads[-1](x)
+
+
+def two_convolutions(in_channels: int, out_channels: int, *, stride: int) -> nn.Sequential:
+    """Return two 3x3 convolutions with bias, InstanceNorm and LeakyReLU; the first has the stride."""
+
+    def convolution(channels: int, strides: int) -> Convolution:
+        return Convolution(
+            2,
+            channels,
+            out_channels,
+            strides=strides,
+            kernel_size=3,
+            adn_ordering="NA",
+            act=("leakyrelu", {"negative_slope": NEGATIVE_SLOPE, "inplace": True}),
+            norm=("instance", {"affine": True}),
+            bias=True,
+        )
+
+    return nn.Sequential(convolution(in_channels, stride), convolution(out_channels, 1))
+
+
+def initialise(module: nn.Module) -> None:
+    """Initialise a convolution as He et al. do for LeakyReLU (the paper, table 4); biases with 0."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
