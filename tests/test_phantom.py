@@ -6,9 +6,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
+
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.phantom import LABELS, Phantom, make_phantom, write_phantoms
-from scipy import ndimage
 
 SEEDS = range(5)
 ID_OF = {name: label for label, name in LABELS.items()}

@@ -1,0 +1,88 @@
+"""What several tests share: the bundle's place, phantoms, and workflows that run in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from cyclic_committee.scripts.phantom import write_phantoms
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "bundle"
+CONFIGS = BUNDLE / "configs"
+CT_EXAMPLE = ROOT.parent / "shared" / "data" / "ct_example"
+# two stages of few channels on small patches: what a test can train in seconds
+TINY = {
+    "member#features": [4, 8, 16],
+    "spacing_mm": [6.0, 6.0],
+    "patch_size": [48, 48],
+    "crop_size": [48, 48],
+    "precision": "float32",
+    "device": "$torch.device('cpu')",
+}
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five phantoms in FLARE21's layout."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, cases=5, seed=7)
+    return folder
+
+
+@pytest.fixture
+def process_state() -> Iterator[None]:
+    """Undo what a workflow sets in its process: search path, error hook, determinism."""
+    path, hook = list(sys.path), sys.excepthook
+    yield
+    sys.path[:], sys.excepthook = path, hook
+    torch.use_deterministic_algorithms(False)
+
+
+Workflow = Callable[..., ConfigWorkflow]
+
+
+@pytest.fixture
+def workflow(process_state: None, monkeypatch: pytest.MonkeyPatch) -> Workflow:
+    """Make a workflow from files in `configs`, with overrides; `run()` and `finalize()` are the test's."""
+    monkeypatch.syspath_prepend(str(BUNDLE))
+
+    def make(kind: str, *configs: str, **overrides: Any) -> ConfigWorkflow:
+        files = [str(CONFIGS / config) for config in configs]
+        made = ConfigWorkflow(files, workflow_type=kind, **overrides)
+        made.initialize()
+        return made
+
+    return make
+
+
+@pytest.fixture
+def train(workflow: Workflow, phantoms: Path) -> Callable[..., Path]:
+    """Train a tiny committee on the phantoms; returns the output folder, with `model.pt` in it."""
+
+    def run(output: Path, *overlays: str, **overrides: Any) -> Path:
+        values: dict[str, Any] = {
+            **TINY,
+            "dataset_dir": str(phantoms),
+            "output_dir": str(output),
+            "model_path": str(output / "model.pt"),
+            "augmentation": [],
+            "num_workers": 0,
+            "batch_size": 4,
+            "max_epochs": 2,
+            "iterations": 3,
+            "momentum": 0.9,
+            "val_interval": 2,
+            "track": False,
+            **overrides,
+        }
+        workflow("train", "train.yaml", *overlays, **values).run()
+        return output
+
+    return run
