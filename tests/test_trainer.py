@@ -164,17 +164,17 @@ def test_a_loss_that_is_not_a_number_names_the_member_and_the_case(poison: str, 
 
 
 def test_the_sampler_learns_the_epoch() -> None:
-    class Sampler:
-        epochs: list[int] = []
+    epochs: list[int] = []
 
+    class Sampler:
         def set_epoch(self, epoch: int) -> None:
-            self.epochs.append(epoch)
+            epochs.append(epoch)
 
     class Loader(list):
         batch_sampler = Sampler()
 
     make(EverySample(), train_data_loader=Loader([batch()]), max_epochs=3, epoch_length=1).run()
-    assert Sampler.epochs == [0, 1, 2]
+    assert epochs == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

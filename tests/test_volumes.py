@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from cyclic_committee.scripts.errors import BadInput
+from cyclic_committee.scripts.volumes import (
+    LabelIdsd,
+    LoadVolumed,
+    as_label_ids,
+    case_name,
+    open_volume,
+    read_voxels,
+    require_same_grid,
+)
+
+
+def write(path: Path, voxels: np.ndarray | None = None, affine: np.ndarray | None = None) -> Path:
+    voxels = np.zeros((6, 5, 4), np.int16) if voxels is None else voxels
+    nib.save(nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def truncated(path: Path) -> Path:
+    write(path, np.random.default_rng(0).integers(-1000, 1000, (32, 32, 16)).astype(np.int16))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [("a/train_000_0000.nii.gz", "train_000_0000"), ("b.nii", "b"), ("c.d.nii.gz", "c.d"), ("e.txt", "e.txt")],
+)
+def test_a_case_is_called_by_its_file(name: str, case: str) -> None:
+    assert case_name(name) == case
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"gone\.nii\.gz: no such file"):
+        open_volume(tmp_path / "gone.nii.gz")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a volume", b"\x1f\x8b broken"])
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.nii.gz"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"broken\.nii\.gz: not a readable NIfTI file"):
+        open_volume(path)
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    path = truncated(tmp_path / "short.nii.gz")
+    with pytest.raises(BadInput, match=r"short\.nii\.gz: damaged or truncated"):
+        read_voxels(open_volume(path))
+    with pytest.raises(BadInput, match=r"short\.nii\.gz: damaged or truncated"):
+        LoadVolumed("image", image_only=True)({"image": str(path)})
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4, 2), (6, 5, 4, 1)])
+def test_only_three_dimensions_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = write(tmp_path / "v.nii.gz", np.zeros(shape, np.int16))
+    with pytest.raises(BadInput, match=r"v\.nii\.gz: has the shape .* expected three dimensions"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_voxel_that_is_no_number_is_named_with_its_place(tmp_path: Path, bad: float) -> None:
+    voxels = np.zeros((6, 5, 4), np.float32)
+    voxels[1, 2, 3] = bad
+    path = write(tmp_path / "v.nii.gz", voxels)
+    for read in (lambda: read_voxels(open_volume(path)), lambda: LoadVolumed("image")({"image": str(path)})):
+        with pytest.raises(BadInput, match=r"v\.nii\.gz: 1 voxels are NaN or infinite, the first at \(1, 2, 3\)"):
+            read()
+
+
+def test_image_and_label_must_share_shape_and_affine(tmp_path: Path) -> None:
+    image = open_volume(write(tmp_path / "image.nii.gz"))
+    other = open_volume(write(tmp_path / "other.nii.gz", np.zeros((6, 5, 5), np.uint8)))
+    moved = open_volume(write(tmp_path / "moved.nii.gz", affine=np.diag([1, 1, 1.5, 1])))
+    nearly = open_volume(write(tmp_path / "nearly.nii.gz", affine=np.diag([1, 1, 1 + 1e-5, 1])))
+    with pytest.raises(BadInput, match=r"other\.nii\.gz: has the shape \(6, 5, 5\), but its image .*image\.nii\.gz"):
+        require_same_grid(image, other)
+    with pytest.raises(BadInput, match=r"moved\.nii\.gz: its affine differs .* by up to 0\.5"):
+        require_same_grid(image, moved)
+    require_same_grid(image, nearly)
+
+
+@pytest.mark.parametrize("voxels", [[0, 1, 7], [0, 1.5], [-1, 0], [0, 255]])
+def test_unknown_label_ids_are_named(voxels: list[float]) -> None:
+    with pytest.raises(BadInput, match=r"l\.nii: holds the label ids .*not in labels \(0, 1, 4\)"):
+        as_label_ids(np.array(voxels), {"1": "liver", 4: "pancreas"}, "l.nii")
+
+
+def test_known_label_ids_become_bytes() -> None:
+    ids = as_label_ids(np.array([0.0, 1.0, 4.0]), {"1": "liver", 4: "pancreas"}, "l.nii")
+    assert ids.dtype == np.uint8
+    assert ids.tolist() == [0, 1, 4]
+
+
+def test_a_loaded_reference_is_checked_against_the_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "label.nii.gz", np.full((3, 3, 3), 9, np.uint8))
+    loaded = LoadVolumed("label", image_only=True)({"label": str(path)})
+    with pytest.raises(BadInput, match=r"label\.nii\.gz: holds the label ids 9"):
+        LabelIdsd("label", labels={"1": "liver"})(loaded)
