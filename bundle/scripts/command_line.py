@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,19 +10,20 @@ import fire
 
 from .demo import run_demo
 from .errors import BadInput, find_bad_input
-from .location import bundle_root
+from .location import bundle_root, copy_bundle
 from .model_size import committee_from, size_table
 from .phantom import LABELS
 from .score_report import evaluate_folders, format_table, summarise, write_csv, write_json
 
 
-def demo(out: str = "demo") -> None:
+def demo(*config: str, out: str = "demo") -> None:
     """Train on phantoms, then label and evaluate unseen ones: all of it in minutes, on a CPU.
 
     Args:
+        config: overlays on the small variant, such as variants/small_loss.yaml, to see what a difference they make.
         out: the folder that all of it goes to; an earlier demo there is replaced.
     """
-    run_demo(Path(out))
+    run_demo(Path(out), overlays=[str(file) for file in config])
 
 
 def bundle(folder: str) -> None:
@@ -64,18 +64,6 @@ def evaluate(predictions: str, references: str, out: str, labels: dict[int, str]
     write_csv(rows, Path(out))
     write_json(summary, Path(out).with_suffix(".json"))
     print(format_table(summary))
-
-
-def copy_bundle(folder: Path) -> None:
-    """Copy the bundle, without what was trained in it.
-
-    Raises:
-        BadInput: the folder exists.
-    """
-    if folder.exists():
-        raise BadInput(f"{folder}: exists already. Choose a new folder.")
-    made_by_use = ("__pycache__", "*.pt", "*.egg-info", "output", "predictions", "evaluation", "data")
-    shutil.copytree(bundle_root(), folder, ignore=shutil.ignore_patterns(*made_by_use))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -3,59 +3,78 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import BadInput
-from .location import bundle_root
+from .location import bundle_root, copy_bundle
 from .phantom import write_phantoms
 
-TRAINING_CASES, UNSEEN_CASES = 12, 4
+TRAINING_CASES, UNSEEN_CASES = 48, 4
+FOLDS = 24  # of which one validates: 2 cases
 TRAINING_SEED, UNSEEN_SEED = 1, 2  # other phantoms
-MONAI_LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ - (INFO|WARNING) - ")
 MARK = ".cyclic-committee-demo"  # a folder with this file is ours to replace
 
 
-def run_demo(folder: Path) -> None:
+def run_demo(folder: Path, *, overlays: Sequence[str] = ()) -> None:
     """Make phantoms, train with the small variant, label and evaluate unseen phantoms, and say where all of it lies.
 
+    Args:
+        folder: that all of it goes to, a bundle of its own with the trained weights among it; an earlier demo there
+            is replaced.
+        overlays: configuration files that go over the small variant, such as one of the bundle's variants.
+
     Raises:
-        BadInput: the folder holds something else than an earlier demo.
+        BadInput: no such overlay; the folder holds something else than an earlier demo; a workflow failed.
     """
     began_s = time.monotonic()
     folder = folder.resolve()
+    found = [find_overlay(overlay) for overlay in ("variants/small.yaml", *overlays)]
     make_room(folder)
-    train, unseen, output = folder / "data" / "train", folder / "data" / "unseen", folder / "output"
-    overlays = ["variants/small.yaml"]
+    train, unseen, output, bundle = folder / "train", folder / "unseen", folder / "output", folder / "bundle"
+    copy_bundle(bundle)
+    for overlay in found:  # beside train.yaml: MONAI complains about configurations from several folders
+        shutil.copy(overlay, bundle / "configs")
+    names = [overlay.name for overlay in found]
 
-    print(f"1/4  Making {TRAINING_CASES} phantom CTs to train on and {UNSEEN_CASES} to test with", flush=True)
+    print(f"1/4  Making {TRAINING_CASES} phantom CTs to train with and {UNSEEN_CASES} unseen ones", flush=True)
     write_phantoms(train, cases=TRAINING_CASES, seed=TRAINING_SEED)
     write_phantoms(unseen, cases=UNSEEN_CASES, seed=UNSEEN_SEED)
 
     print("2/4  Training three U-Nets as a cyclic committee", flush=True)
-    model = folder / "model.pt"
-    run_bundle("training", ["train.yaml", *overlays], dataset_dir=train, output_dir=output, model_path=model)
+    run_bundle(bundle, "training", ["train.yaml", *names], dataset_dir=train, output_dir=output, folds=FOLDS)
 
     print("3/4  Labelling the unseen phantoms", flush=True)
-    run_bundle("run", ["inference.yaml", *overlays], dataset_dir=unseen, output_dir=folder / "labels", ckpt_path=model)
+    labels, scores = folder / "labels", folder / "evaluation"
+    run_bundle(bundle, "run", ["inference.yaml", *names], dataset_dir=unseen, output_dir=labels)
 
     print("4/4  Evaluating on the unseen phantoms\n", flush=True)
-    scores = folder / "evaluation"
-    configs = ["inference.yaml", "evaluate.yaml", *overlays]
-    run_bundle("run", configs, dataset_dir=unseen, output_dir=scores, ckpt_path=model)
+    run_bundle(bundle, "run", ["inference.yaml", "evaluate.yaml", *names], dataset_dir=unseen, output_dir=scores)
 
-    store = output / "mlflow" / "mlflow.db"
+    show_mlflow = [str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri"]
     print(f"\nDone in {(time.monotonic() - began_s) / 60:.1f} minutes.")
     print(f"Pictures:    {scores / 'pictures'} and {output / 'pictures'}")
-    print(f"Label maps:  {folder / 'labels'}")
+    print(f"Label maps:  {labels}")
     print(f"Scores:      {scores / 'scores.csv'}")
-    mlflow = Path(sys.executable).with_name("mlflow")
-    print(f"Tracked run: {shlex.join([str(mlflow), 'ui', '--backend-store-uri', f'sqlite:///{store}'])}")
+    print(f"Bundle:      {bundle}, with the trained weights")
+    print(f"Tracked run: {shlex.join([*show_mlflow, f'sqlite:///{output}/mlflow/mlflow.db'])}")
+
+
+def find_overlay(name: str) -> Path:
+    """Return a configuration file by its path, or by its name in the bundle's configs.
+
+    Raises:
+        BadInput: there is none.
+    """
+    for path in (Path(name), Path(bundle_root(), "configs", name)):
+        if path.is_file():
+            return path
+    raise BadInput(f"{name}: no such configuration file, neither here nor in the bundle's configs. Check the path.")
 
 
 def make_room(folder: Path) -> None:
@@ -68,23 +87,22 @@ def make_room(folder: Path) -> None:
     (folder / MARK).touch()
 
 
-def run_bundle(workflow: str, configs: list[str], **values: Path) -> None:
-    """Run one of the bundle's workflows as a user would, and stop if it fails.
+def run_bundle(bundle: Path, workflow: str, configs: Sequence[str], **values: Path | int) -> None:
+    """Run one of a bundle's workflows as a user would, and stop if it fails.
 
     Args:
+        bundle: its folder.
         workflow: the id that is run.
-        configs: files in the bundle's configs, overlays last.
+        configs: names of files in the bundle's configs, overlays last.
         values: keys of the configuration with their values.
+
+    Raises:
+        BadInput: the workflow failed; it has said why.
     """
-    files = [str(Path(bundle_root(), "configs", config)) for config in configs]
+    files = [str(bundle / "configs" / config) for config in configs]
     command = [sys.executable, "-m", "monai.bundle", "run", workflow, "--config_file", str(files)]
     for key, value in values.items():
         command += [f"--{key}", str(value)]
-    # MONAI warns and logs before the first line of ours is reached
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout or ():
-            if not MONAI_LOG_LINE.match(line):
-                print(line, end="", flush=True)
-    if process.returncode != 0:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}  # MONAI warns before the first line of ours is reached
+    if subprocess.run(command, env=environment, check=False).returncode != 0:
         raise BadInput(f"The workflow {workflow} failed: the reason is in the lines above.")

@@ -1,10 +1,26 @@
-"""Where does this bundle lie?"""
+"""Where does this bundle lie, and how does it get elsewhere?"""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+from .errors import BadInput
+
+MADE_BY_USE = ("__pycache__", "*.pt", "data", "output", "predictions", "evaluation")
 
 
 def bundle_root() -> str:
     """Return the folder that holds `configs`, `scripts` and `models`, wherever the bundle was copied to."""
     return str(Path(__file__).resolve().parents[1])
+
+
+def copy_bundle(folder: Path) -> None:
+    """Copy the bundle to a new folder, without what was made by using it.
+
+    Raises:
+        BadInput: the folder exists.
+    """
+    if folder.exists():
+        raise BadInput(f"{folder}: exists already. Choose a new folder.")
+    shutil.copytree(bundle_root(), folder, ignore=shutil.ignore_patterns(*MADE_BY_USE))

@@ -17,9 +17,10 @@ class SelectionStatistics:
     """Collect `state.choice`: a handler for the trainer.
 
     At an epoch's end `state.epoch_statistics` holds, for each member k: `loss/member_k` (training loss),
-    `kept/member_k` (share), `score_kept/member_k` and `score_dropped/member_k` (means of the rule's scores), and for
-    each pair `agreement/members_j_k` (share of the samples on which their choices are the same). `selection.csv`
-    holds for each case and slice how often it was seen and dropped, over all members since the training began.
+    `kept/member_k` (share), `score_kept/member_k` and `score_dropped/member_k` (means of the rule's scores); for each
+    pair `agreement/members_j_k` (share of the samples on which their choices are the same); and `seconds`, the time of
+    the epoch's iterations. `selection.csv` holds for each case and slice how often it was seen and dropped, over all
+    members since the training began.
 
     Args:
         output_dir: where `selection.csv` goes.
@@ -52,7 +53,8 @@ class SelectionStatistics:
         learned = torch.stack([choice.learned for choice in self.choices])  # (iterations, members)
         kept = torch.cat([choice.kept for choice in self.choices], dim=1)  # (members, samples)
         scores = torch.cat([choice.scores for choice in self.choices], dim=1)  # (members, samples)
-        engine.state.epoch_statistics = epoch_statistics(learned, kept, scores)
+        statistics = epoch_statistics(learned, kept, scores)
+        engine.state.epoch_statistics = {**statistics, "seconds": engine.state.times[Events.EPOCH_COMPLETED.name]}
         write_counts(engine.state.selection_counts, self.path)
 
 

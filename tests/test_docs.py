@@ -1,0 +1,118 @@
+"""Every command that the documentation gives is run here, on phantoms and with tiny settings."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import BUNDLE, ROOT
+from test_command_line import TINY_DEMO
+
+from cyclic_committee.scripts.phantom import write_phantoms
+
+INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e {} && .venv/bin/"
+TINY = "--member#features [4,8,16] --spacing_mm [6.0,6.0] --patch_size [48,48] --precision float32"
+TINY_TRAINING = (
+    f"{TINY} --crop_size [48,48] --max_epochs 1 --iterations 1 --batch_size 2 --num_workers 0 --val_interval 1"
+)
+
+
+def commands_of(document: Path) -> list[str]:
+    blocks = re.findall(r"^```bash\n(.*?)^```", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.strip().replace("\\\n", " ").splitlines()]
+
+
+README = commands_of(ROOT / "README.md")
+DOCUMENTS = [
+    (path, command) for path in (ROOT / "README.md", BUNDLE / "docs" / "README.md") for command in commands_of(path)
+]
+
+
+def test_the_first_two_blocks_are_the_two_commands_one_line_each() -> None:
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert [block.count("\n") for block in blocks[:2]] == [1, 1]
+    assert blocks[0].strip() == INSTALL.format(".") + "cyclic-committee demo"
+    assert blocks[1].strip() == INSTALL.format("'.[test]'") + "python -m pytest"
+    assert (ROOT / "constraints.txt").is_file()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user's clone is, with data under the names that the documents use, each command run in order."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(BUNDLE, folder / "bundle", ignore=shutil.ignore_patterns("__pycache__", "*.pt", "output"))
+    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
+    write_phantoms(folder / "DATASET", cases=5, seed=9)
+    shutil.copytree(folder / "DATASET" / "TrainingImg", folder / "IMAGES")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY_DEMO))
+    return folder
+
+
+def adapted(command: str) -> str | None:
+    """Return a documented command in the size of a test; None: it is run elsewhere."""
+    if command == README[1]:
+        return None  # this very test run
+    if command == README[0]:
+        return command.split(" && ")[-1].removeprefix(".venv/bin/") + " tiny.yaml"
+    if "monai.bundle run training" in command:
+        return f"{command} {TINY_TRAINING}"
+    if "monai.bundle run " in command:
+        return f"{command} {TINY}"
+    if "monai.bundle verify_net_in_out" in command:
+        return f"{command} --member#features [4,8,16]"
+    if command.startswith("cyclic-committee evaluate"):
+        return command.replace("REFERENCES", "DATASET/TrainingMask")
+    return command
+
+
+def shell(command: str, folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.Popen(
+        ["bash", "-c", f"exec {command}" if "&&" not in command else command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(("document", "command"), DOCUMENTS, ids=[f"{p.parent.name}: {c[:70]}" for p, c in DOCUMENTS])
+def test_a_documented_command_works(clone: Path, document: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runnable = adapted(command)
+    if runnable is None:
+        return
+    if runnable.startswith("mlflow ui"):
+        port = free_port()
+        server = shell(f"{runnable} --port {port}", clone)
+        try:
+            for _ in range(120):
+                try:
+                    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read().decode()
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            assert "MLflow" in page
+        finally:
+            server.terminate()
+            server.communicate()
+        return
+    process = shell(runnable, clone)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
