@@ -82,6 +82,7 @@ def train(workflow: Workflow, phantoms: Path) -> Callable[..., Path]:
             "track": False,
             **overrides,
         }
+        values = {key: value for key, value in values.items() if value is not None}
         workflow("train", "train.yaml", *overlays, **values).run()
         return output
 

@@ -12,10 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Workflow
-from ignite.engine import Events
 from mlflow import MlflowClient
 
+from cyclic_committee.scripts.checkpoint import TrainingCheckpoint
 from cyclic_committee.scripts.errors import find_bad_input
 
 Train = Callable[..., Path]
@@ -69,7 +68,7 @@ AUGMENTATION = [
 
 @pytest.mark.parametrize("rule", ["small_loss", "random_subset"])
 def test_a_training_that_stopped_goes_on_to_the_same_weights_bit_by_bit(
-    train: Train, workflow: Workflow, phantoms: Path, tmp_path: Path, rule: str
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rule: str
 ) -> None:
     settings: dict[str, Any] = {"max_epochs": 4, "augmentation": AUGMENTATION}
     overlay = f"variants/{rule}.yaml"
@@ -78,27 +77,18 @@ def test_a_training_that_stopped_goes_on_to_the_same_weights_bit_by_bit(
     class Stop(Exception):
         pass
 
-    def stop(engine: Any) -> None:
-        raise Stop
+    save = TrainingCheckpoint.save
+
+    def save_and_stop(self: TrainingCheckpoint, engine: Any) -> None:
+        save(self, engine)
+        if engine.state.epoch == 2:
+            raise Stop
 
     stopped = tmp_path / "stopped"
-    values = {
-        **TINY,
-        **settings,
-        "dataset_dir": str(phantoms),
-        "output_dir": str(stopped),
-        "model_path": str(stopped / "model.pt"),
-        "num_workers": 0,
-        "batch_size": 4,
-        "iterations": 3,
-        "momentum": 0.9,
-        "val_interval": 2,
-        "track": False,
-    }
-    first = workflow("train", "train.yaml", overlay, **values)
-    first.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), stop)
-    with pytest.raises(RuntimeError):
-        first.run()
+    with monkeypatch.context() as patch:
+        patch.setattr("scripts.checkpoint.TrainingCheckpoint.save", save_and_stop)
+        with pytest.raises(RuntimeError):
+            train(stopped, overlay, **settings)
     assert weights(stopped / "checkpoint.pt")["trainer"]["iteration"] == 6
     assert not (stopped / "model.pt").exists()
 
@@ -129,7 +119,7 @@ def test_resuming_without_a_checkpoint_is_refused(train: Train, tmp_path: Path) 
     assert "checkpoint.pt: no such checkpoint" in str(find_bad_input(caught.value))
 
 
-def test_the_learning_rate_falls_as_a_polynomial(workflow: Workflow, train: Train, tmp_path: Path) -> None:
+def test_the_learning_rate_falls_as_a_polynomial(train: Train, tmp_path: Path) -> None:
     output = train(tmp_path, max_epochs=4, iterations=1, learning_rate=0.01)
     rate = weights(output / "checkpoint.pt")["optimizer"]["param_groups"][0]["lr"]
     assert rate == pytest.approx(0.0, abs=1e-9)  # after the last epoch
@@ -166,9 +156,9 @@ def test_a_run_that_is_not_tracked_leaves_no_store(train: Train, tmp_path: Path)
 
 @pytest.mark.parametrize("variant", ["every_sample", "random_subset", "warmup", "segresnet", "mixed"])
 def test_each_variant_trains(train: Train, tmp_path: Path, variant: str) -> None:
-    overrides = {"member#features": None} if variant in ("segresnet", "mixed") else {}
+    overrides: dict[str, Any] = {"member#features": None} if variant in ("segresnet", "mixed") else {}
     if variant == "segresnet":
-        overrides = {"member#init_filters": 8}
+        overrides["member#init_filters"] = 8
     output = train(tmp_path, f"variants/{variant}.yaml", max_epochs=1, iterations=1, **overrides)
     assert int(weights(output / "model.pt")["iterations_trained"]) == 1
 
@@ -212,12 +202,13 @@ def damaged(phantoms: Path, folder: Path, damage: str) -> Path:
         ("no partner", "train_002_0000.nii.gz: has no label map in"),
     ],
 )
+@pytest.mark.parametrize("fold", ["none", 3])  # the damaged case trains, or validates
 def test_a_damaged_case_is_named_before_training(
-    train: Train, phantoms: Path, tmp_path: Path, damage: str, message: str
+    train: Train, phantoms: Path, tmp_path: Path, fold: int | str, damage: str, message: str
 ) -> None:
     folder = damaged(phantoms, tmp_path / "data", damage)
     with pytest.raises(RuntimeError) as caught:
-        train(tmp_path / "output", dataset_dir=str(folder), fold="none")
+        train(tmp_path / "output", dataset_dir=str(folder), fold=fold)
     assert message in str(find_bad_input(caught.value))
     assert not (tmp_path / "output" / "checkpoint.pt").exists()
 
@@ -233,6 +224,7 @@ def test_a_damaged_case_is_named_before_training(
         ({"network_def#members": ["%member", "%member"]}, "network_def has 2 members, but LossDifference needs 3"),
         ({"network_def#voters": [5]}, "voters must be indices of the 3 members"),
         ({"fold": 9}, "fold must be 0 to 4, all or none, got 9"),
+        ({"labels": {"1": "liver", "3": "spleen"}}, "labels must have the ids 1 to 2, got 1, 3"),
         ({"precision": "double"}, "precision must be one of auto"),
         ({"dataset_dir": "/nowhere"}, "/nowhere: no such folder"),
         ({"tracking_uri": "/some/folder", "track": True}, "tracking_uri"),

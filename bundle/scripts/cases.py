@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sklearn.model_selection import KFold
+from tqdm import tqdm
 
 from .errors import BadInput
-from .volumes import SUFFIXES, case_name, open_volume, require_same_grid
+from .volumes import SUFFIXES, as_label_ids, case_name, open_volume, read_voxels, require_same_grid
 
 FOLDERS = (("TrainingImg", "TrainingMask"), ("images", "labels"))  # FLARE21's layout, then plain folders
 CHANNEL_SUFFIX = "_0000"  # FLARE21 and nnU-Net: train_000_0000.nii.gz is the image of train_000.nii.gz
@@ -120,11 +121,19 @@ def list_volumes(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: case_name(file))
 
 
-def require_cases(data: Sequence[dict[str, Any]], *, may_be_empty: bool = False) -> None:
-    """Check before the work starts that there are cases and that each one's headers can be read and agree.
+def require_cases(
+    data: Sequence[dict[str, Any]], *, may_be_empty: bool = False, labels: Mapping[Any, str] | None = None
+) -> None:
+    """Check before the work starts that there are cases, and that each one's files can be read and agree.
+
+    Args:
+        data: `{"image": path}`, with `"label": path` if there must be one.
+        may_be_empty: whether no cases at all are right, as for validation.
+        labels: label id -> name; given, the voxels are read and checked, too, not only the headers.
 
     Raises:
-        BadInput: nothing to work on; a file that is missing, unreadable or not 3D; image and label that don't match.
+        BadInput: nothing to work on; a file that is missing, unreadable or not 3D; image and label that don't match;
+            with `labels`: NaN, a damaged file, unknown label ids.
     """
     problem = getattr(data, "problem", "")
     if problem or (len(data) == 0 and not may_be_empty):
@@ -133,3 +142,7 @@ def require_cases(data: Sequence[dict[str, Any]], *, may_be_empty: bool = False)
         image = open_volume(case["image"])
         if "label" in case:
             require_same_grid(image, open_volume(case["label"]))
+    if labels is not None:
+        for case in tqdm(data, desc="checking cases", unit="case", leave=False, disable=None):
+            read_voxels(open_volume(case["image"]))
+            as_label_ids(read_voxels(open_volume(case["label"])), labels, case["label"])

@@ -67,6 +67,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
         spacing_mm: in-plane, x and y.
         labels: label id -> name.
         cache_dir: where the slices are stored.
+
+    Raises:
+        BadInput: labels whose ids aren't 1, 2, 3 and so on; when the cases are read: see `require_cases`.
     """
 
     def __init__(
@@ -79,6 +82,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         labels: Mapping[Any, str],
         cache_dir: str,
     ) -> None:
+        if sorted(int(label) for label in labels) != list(range(1, len(labels) + 1)):
+            raise BadInput(f"labels must have the ids 1 to {len(labels)}, got {', '.join(map(str, labels))}.")
         self.data = data
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         self.crop_size = crop_size

@@ -1,0 +1,63 @@
+"""The real CT that lies beside the project on some machines."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import CT_EXAMPLE, TINY, Workflow
+
+from cyclic_committee.scripts.phantom import LABELS
+from cyclic_committee.scripts.score_report import evaluate_folders
+from cyclic_committee.scripts.slice_store import store_cases
+
+pytestmark = pytest.mark.skipif(not CT_EXAMPLE.is_dir(), reason="no real CT at ../shared/data/ct_example")
+NAMES = {str(label): organ for label, organ in LABELS.items()}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name in ("image", "label"):
+        (tmp_path / "data" / f"{name}s").mkdir(parents=True)
+        shutil.copy(CT_EXAMPLE / f"{name}.nii.gz", tmp_path / "data" / f"{name}s" / "ct.nii.gz")
+    return tmp_path / "data"
+
+
+def test_its_stored_slices_are_its_voxels(data: Path, tmp_path: Path) -> None:
+    case = {"image": str(data / "images" / "ct.nii.gz"), "label": str(data / "labels" / "ct.nii.gz")}
+    [stored] = store_cases([case], folder=tmp_path / "store", spacing_mm=[3.0, 3.0], labels=NAMES)
+    image, label = nib.load(case["image"]), nib.load(case["label"])
+    assert [len(stored.slices_with[k]) for k in (1, 2, 3, 4)] == [43, 39, 30, 19]
+    for index in (70, 90, 105):
+        hu, ids = stored.read(index)
+        assert np.array_equal(ids, np.asanyarray(label.dataobj)[..., index])
+        assert np.abs(hu[0] - np.asanyarray(image.dataobj)[..., index]).max() <= 0.5
+
+
+def test_the_workflows_go_through_it(workflow: Workflow, data: Path, tmp_path: Path) -> None:
+    places = {"dataset_dir": str(data), "model_path": str(tmp_path / "model.pt"), "output_dir": str(tmp_path / "run")}
+    values: dict[str, Any] = {
+        **TINY,
+        "num_workers": 0,
+        "batch_size": 4,
+        "max_epochs": 1,
+        "iterations": 4,
+        "fold": "all",
+    }
+    workflow("train", "train.yaml", **values, **places, augmentation=[], val_interval=1, track=False).run()
+    places = {"dataset_dir": str(data), "ckpt_path": str(tmp_path / "model.pt"), "output_dir": str(tmp_path / "labels")}
+    workflow("inference", "inference.yaml", **{k: v for k, v in TINY.items() if k != "crop_size"}, **places).run()
+    image, label = nib.load(data / "images" / "ct.nii.gz"), nib.load(tmp_path / "labels" / "ct.nii.gz")
+    assert label.shape == image.shape
+    assert np.array_equal(label.affine, image.affine)
+    rows = evaluate_folders(str(tmp_path / "labels"), str(data / "labels"), labels=LABELS)
+    assert [row["organ"] for row in rows] == ["liver", "kidney", "spleen", "pancreas"]
+
+
+def test_it_agrees_with_itself(data: Path) -> None:
+    for row in evaluate_folders(str(data / "labels"), str(data / "labels"), labels=LABELS):
+        assert (row["dsc"], row["nsd"]) == (1.0, 1.0)
