@@ -15,7 +15,7 @@ from .errors import BadInput
 from .location import bundle_root, copy_bundle
 from .phantom import write_phantoms
 
-TRAINING_CASES, UNSEEN_CASES = 48, 4
+TRAINING_CASES, UNSEEN_CASES = 48, 8
 FOLDS = 24  # of which one validates: 2 cases
 TRAINING_SEED, UNSEEN_SEED = 1, 2  # other phantoms
 MARK = ".cyclic-committee-demo"  # a folder with this file is ours to replace
