@@ -212,6 +212,12 @@ def test_a_label_map_never_replaces_its_image(scan: nib.Nifti1Image, tmp_path: P
         write_label_map(np.zeros(scan.shape, np.uint8), tmp_path / "scan.nii.gz", tmp_path)
 
 
+def test_a_label_map_of_another_shape_is_not_written(scan: nib.Nifti1Image, tmp_path: Path) -> None:
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    with pytest.raises(ValueError, match="the label map has the shape"):
+        write_label_map(np.zeros(scan.shape[::-1], np.uint8), tmp_path / "scan.nii.gz", tmp_path / "labels")
+
+
 def test_a_label_map_that_cannot_be_written_leaves_the_old_one(
     scan: nib.Nifti1Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

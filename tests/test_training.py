@@ -224,7 +224,7 @@ def test_a_damaged_case_is_named_before_training(
         ({"network_def#members": ["%member", "%member"]}, "network_def has 2 members, but LossDifference needs 3"),
         ({"network_def#voters": [5]}, "voters must be indices of the 3 members"),
         ({"fold": 9}, "fold must be 0 to 4, all or none, got 9"),
-        ({"labels": {"1": "liver", "3": "spleen"}}, "labels must have the ids 1 to 2, got 1, 3"),
+        ({"labels": {"1": "liver", "3": "spleen"}, "fold": "none"}, "labels must have the ids 1 to 2, got 1, 3"),
         ({"precision": "double"}, "precision must be one of auto"),
         ({"dataset_dir": "/nowhere"}, "/nowhere: no such folder"),
         ({"tracking_uri": "/some/folder", "track": True}, "tracking_uri"),

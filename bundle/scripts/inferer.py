@@ -61,7 +61,7 @@ class SliceInferer(Inferer):
         """Return label maps, uint8 `(volumes, 1, x, y, z)`, for normalised images `(volumes, channels, x, y, z)`.
 
         The images are in RAS order. Their spacing is taken from the MetaTensor's affine; a plain tensor is taken to
-        be at `spacing_mm`.
+        be at `spacing_mm`. The result is of the inputs' kind, with their meta data.
 
         Raises:
             BadInput: the network's weights were never loaded or trained.
@@ -69,7 +69,10 @@ class SliceInferer(Inferer):
         require_training(network)
         spacing_mm = in_plane_spacing_mm(inputs) or self.spacing_mm
         volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        return torch.stack([self.label_volume(volume, network, spacing_mm) for volume in volumes])
+        labels = torch.stack([self.label_volume(volume, network, spacing_mm) for volume in volumes])
+        if isinstance(inputs, MetaTensor):  # Invertd leaves a plain tensor as it is, in the wrong orientation
+            return MetaTensor(labels).copy_meta_from(inputs)
+        return labels
 
     def label_volume(self, volume: Tensor, network: nn.Module, spacing_mm: Sequence[float]) -> Tensor:
         """Return the label map `(1, x, y, z)` uint8 of one image `(channels, x, y, z)`."""

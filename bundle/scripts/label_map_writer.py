@@ -49,9 +49,12 @@ def write_label_map(label: np.ndarray, image_path: str | Path, folder: Path) -> 
     """Write a label map `(x, y, z)` beside nothing else: under the image's name in a folder, with its header.
 
     Raises:
+        ValueError: the label map isn't on the image's grid.
         BadInput: the folder is the image's own, or can't be written.
     """
     image = open_volume(image_path)
+    if label.shape != image.shape:
+        raise ValueError(f"{image_path}: the label map has the shape {label.shape}, its image {image.shape}.")
     path = folder / Path(image_path).name
     if path.resolve() == Path(image_path).resolve():
         raise BadInput(f"{path}: the label map would replace its image. Choose another folder with --output_dir.")
