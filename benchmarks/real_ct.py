@@ -16,9 +16,13 @@ from pathlib import Path
 import fire
 import nibabel as nib
 import numpy as np
+import yaml
 
 from cyclic_committee.scripts.demo import find_overlay, make_room, run_bundle
 from cyclic_committee.scripts.location import copy_bundle
+
+# a pancreas of 695 voxels needs more samples than the phantoms' organs: full batches, and twice the time
+SCHEDULE = {"batch_size": 8, "iterations": 100, "max_epochs": 16, "val_interval": 4, "learning_rate": 0.004}
 
 
 def main(ct: str, *, config: str | None = None, out: str = "real_ct") -> None:
@@ -28,7 +32,8 @@ def main(ct: str, *, config: str | None = None, out: str = "real_ct") -> None:
     for name in ("image", "label"):
         (folder / "data" / f"{name}s").mkdir(parents=True)
         shutil.copy(Path(ct) / f"{name}.nii.gz", folder / "data" / f"{name}s" / "ct.nii.gz")
-    overlays = [find_overlay(overlay) for overlay in ("variants/small.yaml", config) if overlay]
+    (folder / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE))
+    overlays = [find_overlay(name) for name in ("variants/small.yaml", str(folder / "schedule.yaml"), config) if name]
     for overlay in overlays:
         shutil.copy(overlay, folder / "bundle" / "configs")
     names = [overlay.name for overlay in overlays]
