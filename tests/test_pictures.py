@@ -16,7 +16,6 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.pictures import (
     Pictures,
-    case_name,
     draw_curves,
     draw_overlay,
     pick_slices,
@@ -128,14 +127,6 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | 
         draw_overlay(
             tmp_path / "a.nii.gz", prediction=np.zeros((1, 1, 1)), reference=None, labels=LABELS, path=tmp_path / "a"
         )
-
-
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [("x/train_000_0000.nii.gz", "train_000_0000"), ("a.b.nii", "a.b"), ("A.NII.GZ", "A"), ("nii.gz.nii.gz", "nii.gz")],
-)
-def test_a_case_is_named_after_its_file(file: str, name: str) -> None:
-    assert case_name(file) == name
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .errors import BadInput
+from .volumes import case_name
 
 # After Okabe and Ito, safe for the colour-blind: dark blue would vanish on CT, yellow on paper.
 ON_CT = ("#56B4E9", "#E69F00", "#FF7FC8", "#F0E442", "#00C08B", "#FF7F3F")
@@ -121,11 +122,6 @@ def draw_overlay(
     key += [Line2D([], [], color="white", linewidth=1, label="reference")] if reference is not None else []
     _finish_page(figure, title=case_name(image_path), key=key)
     _save(figure, path)
-
-
-def case_name(image_path: str | os.PathLike[str]) -> str:
-    """Return the file's name without its folder and without .nii or .nii.gz."""
-    return re.sub(r"\.nii(\.gz)?$", "", Path(image_path).name, flags=re.IGNORECASE)
 
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
