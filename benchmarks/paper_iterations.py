@@ -28,7 +28,7 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
 
 
-def main(*, iterations: int = 3, config: str | None = None, out: str = "paper_iterations") -> None:
+def main(*, iterations: int = 2, config: str | None = None, out: str = "paper_iterations") -> None:
     folder = Path(out).resolve()
     make_room(folder)
     bundle, data = folder / "bundle", folder / "data"

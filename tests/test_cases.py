@@ -29,7 +29,7 @@ def make(folder: Path, *names: str) -> Path:
 def test_images_find_their_labels(tmp_path: Path, image: str, label: str) -> None:
     for number in range(3):
         make(tmp_path, image.format(number), label.format(number))
-    make(tmp_path, "images/.hidden.nii.gz") if image.startswith("images") else None
+    make(tmp_path, f"{Path(image).parent}/.hidden.nii.gz")
     cases = find_cases(str(tmp_path), part="training", fold="all")
     assert cases == [
         {"image": str(tmp_path / image.format(n)), "label": str(tmp_path / label.format(n))} for n in range(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ SUFFIXES = (".nii.gz", ".nii")
 AFFINE_TOLERANCE_MM = 1e-3
 
 
-def case_name(path: str | Path) -> str:
+def case_name(path: str | os.PathLike[str]) -> str:
     """Return a file's name without folder and NIfTI suffix."""
     name = Path(path).name
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.endswith(suffix)), name)
