@@ -11,7 +11,10 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from cyclic_committee.scripts.phantom import write_phantoms
+from cyclic_committee.scripts.normalisation import ClipAndStandardise
+from cyclic_committee.scripts.phantom_data_set import write_phantoms
+from cyclic_committee.scripts.resampling import ResampleThenNormalise
+from cyclic_committee.scripts.slice_store import Preparation
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundle"
@@ -26,6 +29,21 @@ TINY = {
     "precision": "float32",
     "device": "$torch.device('cpu')",
 }
+
+
+LABELS = {"1": "liver", "2": "kidney", "3": "spleen", "4": "pancreas"}
+
+
+def preparation(**settings: Any) -> Preparation:
+    """Return how cases are prepared in tests, unless a test says otherwise."""
+    usual: dict[str, Any] = {
+        "spacing_mm": [1.0, 1.0],
+        "orientation": "RAS",
+        "normalise": [ClipAndStandardise([-200, 300], 50, 100)],
+        "resampling": ResampleThenNormalise(),
+        "labels": LABELS,
+    }
+    return Preparation(**{**usual, **settings})
 
 
 @pytest.fixture(scope="session")

@@ -137,8 +137,8 @@ def test_the_committee_is_exported_with_its_weights(
     assert torch.allclose(torch.jit.load(tmp_path / "model.ts")(image), network(image), atol=1e-6)
 
 
-SHARED = ["bundle_root", "device", "labels", "channels", "classes", "spacing_mm", "clip_hu", "mean_hu", "sd_hu",
-          "patch_size", "precision", "member", "network_def", "network", "voters"]  # fmt: skip
+SHARED = ["bundle_root", "device", "labels", "channels", "classes", "spacing_mm", "orientation",
+          "normalise", "resampling", "layout", "data_root", "patch_size", "precision", "member", "network_def", "network", "voters"]  # fmt: skip
 
 
 @pytest.mark.parametrize("key", SHARED)
@@ -147,12 +147,13 @@ def test_training_and_inference_agree(key: str) -> None:
 
 
 def test_training_and_inference_normalise_alike() -> None:
-    training = load("train.yaml")["normalisation"]
-    assert load("inference.yaml")["preprocessing"]["transforms"][-len(training) :] == training
+    training = load("train.yaml")["validate"]
     reading = [
-        {**t, "keys": "image"} for t in load("train.yaml")["validate"]["read"] if "LabelIdsd" not in t["_target_"]
+        {**t, "keys": "image"} for t in training["preprocessing"]["transforms"] if "LabelIdsd" not in t["_target_"]
     ]
-    assert load("inference.yaml")["preprocessing"]["transforms"][: -len(training)] == reading
+    assert load("inference.yaml")["preprocessing"]["transforms"] == reading
+    inferer = load("inference.yaml")["inferer"]
+    assert {key: value for key, value in inferer.items() if key != "mirror"} == training["inferer"]
 
 
 def test_the_defaults_are_the_papers() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,8 @@ from cyclic_committee.scripts.committee import Committee
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.inferer import SliceInferer
 from cyclic_committee.scripts.network import UNet2d
+from cyclic_committee.scripts.normalisation import StandardiseImage
+from cyclic_committee.scripts.resampling import NormaliseThenResample, ResampleThenNormalise
 
 
 class Threshold(nn.Module):
@@ -23,8 +28,26 @@ class Threshold(nn.Module):
         return torch.cat([1 - above, above], dim=1)
 
 
+@dataclass(frozen=True)
+class Scale:
+    """A normalisation that the networks above don't notice, unless told to."""
+
+    shift: float = 0.0
+
+    def fit(self, channel: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda image: image + self.shift
+
+
 def inferer(**arguments: object) -> SliceInferer:
-    return SliceInferer(**{"tile_size": [16, 16], "spacing_mm": [2.0, 2.0], "precision": "float32", **arguments})
+    settings = {
+        "tile_size": [16, 16],
+        "spacing_mm": [2.0, 2.0],
+        "normalise": [Scale()],
+        "resampling": ResampleThenNormalise(),
+        "labels": {"1": "disc"},
+        "precision": "float32",
+    }
+    return SliceInferer(**{**settings, **arguments})
 
 
 def volume(shape: tuple[int, int, int] = (12, 20, 11)) -> Tensor:
@@ -85,7 +108,40 @@ def test_mirroring_averages_over_four_images() -> None:
     with torch.no_grad():
         mean = sum(network(slices.flip(flip)).flip(flip) for flip in ([], [2], [3], [2, 3])) / 4
     expected = mean.argmax(dim=1).permute(1, 2, 0)
-    assert torch.equal(inferer(mirror=True)(image, network)[0, 0].long(), expected)
+    labelled = inferer(mirror=True, labels={"1": "a", "2": "b"})(image, network)
+    assert torch.equal(labelled[0, 0].long(), expected)
+
+
+def test_classes_are_written_as_the_ids_of_the_labels() -> None:
+    label = inferer(labels={"7": "disc"})(volume(), Threshold())
+    assert torch.equal(label, 7 * (volume() > 0).to(torch.uint8))
+
+
+def test_the_network_sees_normalised_slices() -> None:
+    assert (inferer(normalise=[Scale(shift=-5)])(volume(), Threshold()) == 0).all()
+
+
+@pytest.mark.parametrize("order", [ResampleThenNormalise(), NormaliseThenResample()])
+def test_beyond_the_zeros_around_an_image_there_is_background(order: object) -> None:
+    image = torch.zeros(1, 1, 20, 20, 9)
+    image[..., 4:12, 5:17, 2:8] = 3.0
+    image[..., 6:9, 8:12, 4:6] = -3.0
+    shifted = [Scale(shift=10)]  # everything that the network sees is foreground
+    label = inferer(normalise=shifted, resampling=order)(image, Threshold())
+    expected = torch.zeros_like(label)
+    expected[..., 4:12, 5:17, 2:8] = 1
+    assert torch.equal(label, expected)
+
+
+def test_another_number_of_channels_is_refused_by_name() -> None:
+    image = MetaTensor(torch.randn(1, 2, 16, 16, 2), meta={"filename_or_obj": "two.nii.gz"})
+    with pytest.raises(BadInput, match=r"two\.nii\.gz: has 2 channels, but the configuration normalises 1"):
+        inferer()(image, Threshold())
+
+
+def test_each_image_can_be_normalised_by_itself() -> None:
+    louder = 1000 * volume() + 5000
+    assert torch.equal(inferer(normalise=[StandardiseImage()])(louder, Threshold()) > 0, volume() > 0)
 
 
 def test_random_weights_do_not_infer() -> None:

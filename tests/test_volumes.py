@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import Compose, EnsureChannelFirstd
 
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.volumes import (
@@ -12,7 +13,10 @@ from cyclic_committee.scripts.volumes import (
     LoadVolumed,
     as_label_ids,
     case_name,
+    grid_shift_mm,
+    label_ids,
     open_volume,
+    read_image,
     read_voxels,
     require_same_grid,
 )
@@ -83,9 +87,48 @@ def test_image_and_label_must_share_shape_and_affine(tmp_path: Path) -> None:
     nearly = open_volume(write(tmp_path / "nearly.nii.gz", affine=np.diag([1, 1, 1 + 1e-5, 1])))
     with pytest.raises(BadInput, match=r"other\.nii\.gz: has the shape \(6, 5, 5\), but its image .*image\.nii\.gz"):
         require_same_grid(image, other)
-    with pytest.raises(BadInput, match=r"moved\.nii\.gz: its affine differs .* by up to 0\.5"):
+    with pytest.raises(BadInput, match=r"moved\.nii\.gz: its voxels lie up to 1\.5 mm from those of its image"):
         require_same_grid(image, moved)
     require_same_grid(image, nearly)
+
+
+@pytest.mark.parametrize(("shift_mm", "tolerable"), [(0.09, True), (0.11, False)])
+def test_a_tenth_of_a_voxel_is_the_same_grid(tmp_path: Path, shift_mm: float, tolerable: bool) -> None:
+    image = open_volume(write(tmp_path / "image.nii.gz"))
+    affine = np.eye(4)
+    affine[0, 3] = shift_mm
+    other = open_volume(write(tmp_path / "other.nii.gz", affine=affine))
+    assert grid_shift_mm(image, other) == pytest.approx(shift_mm, abs=1e-6)
+    if tolerable:
+        require_same_grid(image, other)
+    else:
+        with pytest.raises(BadInput, match=r"other\.nii\.gz: its voxels lie up to 0\.11 mm"):
+            require_same_grid(image, other)
+
+
+def test_an_image_is_a_file_a_channel_or_one_file_with_channels(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (6, 5, 4, 2)).astype(np.int16)
+    together = write(tmp_path / "both.nii.gz", voxels)
+    apart = [write(tmp_path / f"c_000{c}.nii.gz", voxels[..., c]) for c in range(2)]
+    for files in (str(together), [together], apart):
+        image, grid = read_image(files)
+        assert np.array_equal(image, np.moveaxis(voxels, -1, 0))
+        assert grid.shape[:3] == (6, 5, 4)
+        loaded = Compose([LoadVolumed("image", image_only=True), EnsureChannelFirstd("image")])
+        source = files if isinstance(files, str) else [str(file) for file in files]
+        assert np.array_equal(np.asarray(loaded({"image": source})["image"]), image)
+
+
+def test_channels_on_different_grids_are_refused(tmp_path: Path) -> None:
+    one = write(tmp_path / "c_0000.nii.gz")
+    with pytest.raises(BadInput, match=r"c_0001\.nii\.gz: has the shape"):
+        read_image([one, write(tmp_path / "c_0001.nii.gz", np.zeros((6, 5, 5), np.int16))])
+
+
+@pytest.mark.parametrize("labels", [{}, {"1": "a", 1: "b"}, {"0": "background"}, {"256": "far"}])
+def test_labels_have_different_ids_that_a_byte_holds(labels: dict[object, str]) -> None:
+    with pytest.raises(BadInput, match="labels must have different ids from 1 to 255"):
+        label_ids(labels)
 
 
 @pytest.mark.parametrize("voxels", [[0, 1, 7], [0, 1.5], [-1, 0], [0, 255]])

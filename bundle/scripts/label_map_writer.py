@@ -52,8 +52,8 @@ def write_label_map(label: np.ndarray, image_path: str | Path, folder: Path) -> 
         ValueError: the label map isn't on the image's grid.
         BadInput: the folder is the image's own, or can't be written.
     """
-    image = open_volume(image_path)
-    if label.shape != image.shape:
+    image = open_volume(image_path, may_have_channels=True)
+    if label.shape != image.shape[:3]:
         raise ValueError(f"{image_path}: the label map has the shape {label.shape}, its image {image.shape}.")
     path = folder / Path(image_path).name
     if path.resolve() == Path(image_path).resolve():

@@ -24,3 +24,15 @@ def copy_bundle(folder: Path) -> None:
     if folder.exists():
         raise BadInput(f"{folder}: exists already. Choose a new folder.")
     shutil.copytree(bundle_root(), folder, ignore=shutil.ignore_patterns(*MADE_BY_USE))
+
+
+def find_config(name: str) -> Path:
+    """Return a configuration file by its path, or by its name in the bundle's configs.
+
+    Raises:
+        BadInput: there is none.
+    """
+    for path in (Path(name), Path(bundle_root(), "configs", name)):
+        if path.is_file():
+            return path
+    raise BadInput(f"{name}: no such configuration file, neither here nor in the bundle's configs. Check the path.")

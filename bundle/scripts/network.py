@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
+
+from .errors import BadInput
 
 NEGATIVE_SLOPE = 0.01
 
@@ -21,8 +24,10 @@ class UNet2d(nn.Module):
     Args:
         in_channels: channels of the image.
         out_channels: classes, background included.
-        features: channels of each stage, finest first. Height and width must be multiples of 2^(stages - 1), and
-            larger than that in training: InstanceNorm needs more than one pixel in the last stage.
+        features: channels of each stage, finest first.
+        strides: along height and width, of each stage but the first; 2 and 2 everywhere by default. Height and width
+            must be multiples of their product, and larger than that in training: InstanceNorm needs more than one
+            pixel in the last stage.
 
     Shapes:
         in: `(samples, in_channels, height, width)`.
@@ -30,23 +35,33 @@ class UNet2d(nn.Module):
         out, train mode: list of logits, one a decoder stage, finest first, each at its own resolution.
     """
 
-    def __init__(self, *, in_channels: int, out_channels: int, features: Sequence[int]) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        features: Sequence[int],
+        strides: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         super().__init__()
-        self.divisor = 2 ** (len(features) - 1)
+        strides = strides or [(2, 2)] * (len(features) - 1)
+        if len(strides) != len(features) - 1:
+            raise BadInput(f"member#strides: {len(features)} features need {len(features) - 1}, got {len(strides)}.")
+        self.divisor_x, self.divisor_y = (math.prod(stride[axis] for stride in strides) for axis in (0, 1))
         inputs = [in_channels, *features[:-1]]
         self.encoders = nn.ModuleList(
-            two_convolutions(i, o, stride=1 if stage == 0 else 2)
-            for stage, (i, o) in enumerate(zip(inputs, features, strict=True))
+            two_convolutions(i, o, stride=stride)
+            for i, o, stride in zip(inputs, features, [(1, 1), *strides], strict=True)
         )
         ups, decoders, heads = [], [], []
-        for deep, skip in zip(features[:0:-1], features[-2::-1], strict=True):
+        for deep, skip, stride in zip(features[:0:-1], features[-2::-1], strides[::-1], strict=True):
             ups.append(
                 Convolution(
                     2,
                     deep,
                     skip,
-                    kernel_size=2,
-                    strides=2,
+                    kernel_size=tuple(stride),
+                    strides=tuple(stride),
                     padding=0,
                     output_padding=0,
                     bias=False,
@@ -54,15 +69,17 @@ class UNet2d(nn.Module):
                     is_transposed=True,
                 )
             )
-            decoders.append(two_convolutions(2 * skip, skip, stride=1))
+            decoders.append(two_convolutions(2 * skip, skip, stride=(1, 1)))
             heads.append(Convolution(2, skip, out_channels, kernel_size=1, bias=False, conv_only=True))
         self.ups, self.decoders, self.heads = nn.ModuleList(ups), nn.ModuleList(decoders), nn.ModuleList(heads)
         self.apply(initialise)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits, or in train mode the list of all heads' logits, finest first."""
-        if image.shape[2] % self.divisor != 0 or image.shape[3] % self.divisor != 0:
-            raise ValueError(f"height and width must be multiples of {self.divisor}, got {image.shape}.")
+        if image.shape[2] % self.divisor_x != 0 or image.shape[3] % self.divisor_y != 0:
+            raise ValueError(
+                f"height and width must be multiples of {self.divisor_x} and {self.divisor_y}, got {image.shape}."
+            )
         x = image
         skips: list[Tensor] = []
         for encoder in self.encoders:
@@ -80,15 +97,15 @@ class UNet2d(nn.Module):
         return self.heads[-1](x)
 
 
-def two_convolutions(in_channels: int, out_channels: int, *, stride: int) -> nn.Sequential:
+def two_convolutions(in_channels: int, out_channels: int, *, stride: Sequence[int]) -> nn.Sequential:
     """Return two 3x3 convolutions with bias, InstanceNorm and LeakyReLU; the first has the stride."""
 
-    def convolution(channels: int, strides: int) -> Convolution:
+    def convolution(channels: int, strides: Sequence[int]) -> Convolution:
         return Convolution(
             2,
             channels,
             out_channels,
-            strides=strides,
+            strides=tuple(strides),
             kernel_size=3,
             adn_ordering="NA",
             act=("leakyrelu", {"negative_slope": NEGATIVE_SLOPE, "inplace": True}),
@@ -96,7 +113,7 @@ def two_convolutions(in_channels: int, out_channels: int, *, stride: int) -> nn.
             bias=True,
         )
 
-    return nn.Sequential(convolution(in_channels, stride), convolution(out_channels, 1))
+    return nn.Sequential(convolution(in_channels, stride), convolution(out_channels, (1, 1)))
 
 
 def initialise(module: nn.Module) -> None:

@@ -26,6 +26,7 @@ ON_CT = ("#56B4E9", "#E69F00", "#FF7FC8", "#F0E442", "#00C08B", "#FF7F3F")
 ON_PAPER = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 NIGHT, DAYLIGHT = "#101010", "#F2F2F2"
 LEVEL_HU, WIDTH_HU = 40, 400  # soft tissue
+AIR_HU = -500  # an image that reaches below is a CT
 PAGE_IN, DPI = 14.0, 100  # inches, so 1400 pixels
 
 
@@ -108,10 +109,11 @@ def draw_overlay(
     organs = {int(label): name for label, name in labels.items() if int(label) != 0}
     colours = {label: ON_CT[number % len(ON_CT)] for number, label in enumerate(organs)}
 
+    window = _window(image)
     figure, grid = _dark_page(len(heights), size_mm=np.multiply(image.shape, spacing_mm))
     for z, (plain, outlined) in zip(heights, grid, strict=True):
         for axes in (plain, outlined):
-            _show_slice(axes, image[:, :, z], spacing_mm)
+            _show_slice(axes, image[:, :, z], spacing_mm, window=window)
         plain.set_title(f"slice {z + 1} of {image.shape[2]}", loc="left", color=DAYLIGHT, fontsize=10, pad=5)
         for label, colour in colours.items():
             _outline(outlined, masks["prediction"][:, :, z] == label, spacing_mm, colour=colour, width=2.4)
@@ -159,7 +161,7 @@ def _read_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
         array = file.get_fdata(dtype=np.float32, caching="unchanged")
     except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
         raise BadInput(f"{path} can't be drawn ({error}): give a NIfTI file, or switch the pictures off") from error
-    return (array[..., 0] if array.shape[3:] == (1,) else array), file.affine
+    return (array[..., 0] if array.ndim == 4 else array), file.affine  # the first channel
 
 
 def _dark_page(rows: int, *, size_mm: np.ndarray) -> tuple[Figure, np.ndarray]:
@@ -184,10 +186,18 @@ def _dark_page(rows: int, *, size_mm: np.ndarray) -> tuple[Figure, np.ndarray]:
     return figure, grid
 
 
-def _show_slice(axes: Axes, image: np.ndarray, spacing_mm: np.ndarray) -> None:
+def _window(image: np.ndarray) -> tuple[float, float]:
+    """Return the grey values of black and white: soft tissue for CT, else the 1st and the 99th percentile."""
+    if image.min() < AIR_HU:
+        return LEVEL_HU - WIDTH_HU / 2, LEVEL_HU + WIDTH_HU / 2
+    low, high = np.percentile(image, (1, 99))
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _show_slice(axes: Axes, image: np.ndarray, spacing_mm: np.ndarray, *, window: tuple[float, float]) -> None:
     """Show a (right, anterior) slice in millimetres, the patient's right on the left."""
     x_mm, y_mm = (np.array([-0.5, n - 0.5]) * step for n, step in zip(image.shape, spacing_mm, strict=False))
-    low, high = LEVEL_HU - WIDTH_HU / 2, LEVEL_HU + WIDTH_HU / 2
+    low, high = window
     axes.imshow(
         image.T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=(*x_mm, *y_mm), interpolation="bilinear"
     )

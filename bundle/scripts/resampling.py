@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
+
+
+class Resampling(Protocol):
+    """In which order slices are resampled and normalised; its `repr` tells prepared cases apart."""
+
+    def __call__(self, slices: Tensor, size: Sequence[int], normalise: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return slices `(..., height, width)` of one channel at another size (cubic), normalised."""
+
+
+@dataclass(frozen=True)
+class ResampleThenNormalise:
+    """nnU-Net v1's order, the paper's: edges stay sharp, since they are clipped after they were resampled."""
+
+    def __call__(self, slices: Tensor, size: Sequence[int], normalise: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `Resampling`."""
+        return normalise(resample_slices(slices, size, order=3))
+
+
+@dataclass(frozen=True)
+class NormaliseThenResample:
+    """nnU-Net v2's order."""
+
+    def __call__(self, slices: Tensor, size: Sequence[int], normalise: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `Resampling`."""
+        return resample_slices(normalise(slices), size, order=3)
 
 
 def resampled_size(size: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> list[int]:

@@ -12,7 +12,6 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 import ignite.distributed as idist
-import numpy as np
 from ignite.engine import Engine, Events
 from nibabel.spatialimages import SpatialImage
 from tqdm import tqdm
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from .cases import CHANNEL_SUFFIX, list_volumes
 from .errors import BadInput
 from .metrics import ScoreRow, as_rows, check_tolerance, organ_names, organ_scores
-from .volumes import AFFINE_TOLERANCE_MM, as_label_ids, case_name, open_volume, read_voxels
+from .volumes import as_label_ids, case_name, grid_shift_mm, open_volume, read_voxels, tolerable_shift_mm
 
 COLUMNS = ("case", "label", "organ", "dsc", "nsd")
 
@@ -190,7 +189,7 @@ def _require_same_grid(prediction: SpatialImage, reference: SpatialImage) -> Non
     remedy = "Resample the prediction onto the reference's grid."
     if prediction.shape != reference.shape:
         raise BadInput(f"{files} shape, {prediction.shape} instead of {reference.shape}. {remedy}")
-    if not np.allclose(prediction.affine, reference.affine, rtol=0, atol=AFFINE_TOLERANCE_MM):
+    if grid_shift_mm(prediction, reference) > tolerable_shift_mm(reference):
         raise BadInput(f"{files} affine. {remedy}")
     sizes = reference.header.get_zooms()
     if not min(sizes) > 0:

@@ -5,98 +5,287 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from .errors import BadInput
-from .resampling import resample_labels, resample_slices, resampled_size
-from .volumes import as_label_ids, case_name, open_volume, read_voxels, require_same_grid
+from .normalisation import Normalisation, fit_channels, nonzero_box
+from .parallel import for_each
+from .resampling import Resampling, resample_labels, resampled_size
+from .volumes import (
+    as_label_ids,
+    case_name,
+    first_file,
+    label_ids,
+    open_image,
+    open_volume,
+    read_image,
+    read_voxels,
+    require_same_grid,
+)
 
-FORMAT = 1  # part of a case's key: stores of another format are made anew
+FORMAT = 2  # part of a case's key: stores of another format are made anew
+HEADER_BYTES = 352  # of an uncompressed NIfTI file without extensions
+STEPS = 32767  # of int16, on either side of 0
+MOST_PLACES = 1000  # of a class in a slice that the index holds
+UNFINISHED = ".unfinished-"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How cases are prepared: all that their stored voxels depend on besides their files.
+
+    Args:
+        spacing_mm: in-plane, along the first two axes of `orientation`.
+        orientation: axis codes, such as RAS; the slices lie along the last one.
+        normalise: of each channel.
+        resampling: before or after the normalisation.
+        labels: label id -> name; stored are the classes 1, 2, 3 and so on, the ids in rising order.
+    """
+
+    spacing_mm: Sequence[float]
+    orientation: str
+    normalise: Sequence[Normalisation]
+    resampling: Resampling
+    labels: Mapping[Any, str]
+
+    def __post_init__(self) -> None:
+        try:
+            nib.orientations.axcodes2ornt(self.orientation)
+        except (ValueError, KeyError) as error:
+            raise BadInput(f"orientation must be three axis codes such as RAS, got {self.orientation}.") from error
+
+    def key(self, case: Mapping[str, Any]) -> str:
+        """Return what tells this case, prepared like this, from all others: it changes with the files, too.
+
+        Raises:
+            BadInput: a file is missing or no volume.
+        """
+        open_image(case["image"]), open_volume(case["label"])  # they name the file if there is none
+        image = [case["image"]] if isinstance(case["image"], (str, Path)) else case["image"]
+        stats = [(Path(path).resolve(), os.stat(path)) for path in (*image, case["label"])]
+        files = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        settings = [list(self.spacing_mm), self.orientation, repr([*self.normalise, self.resampling])]
+        return hashlib.sha256(json.dumps([FORMAT, *settings, label_ids(self.labels), files]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class StoredCase:
-    """A case on disk at the training's in-plane spacing, in RAS order; reading a slice reads nothing else.
+    """A case on disk, prepared; reading a slice reads nothing else of it.
 
-    `image.npy` is `(slices, channels, x, y)` int16 in HU, `label.npy` is `(slices, x, y)` uint8: 3 bytes a voxel.
+    `image_0000.nii`, `image_0001.nii` and so on are the normalised channels, int16 times their scale; `label.nii` are
+    the classes, uint8: uncompressed NIfTI, which other programs open, with slices that lie in one piece.
+    `places.npy` are up to 1000 pixels of each class in each slice, and `place_counts.npy`, `(classes, slices)`, how
+    many: what a draw of forced foreground needs.
     """
 
     name: str
     folder: Path
-    slices_with: dict[int, list[int]]  # label id -> the slices that show it
+    shape: tuple[int, int, int]  # x, y, slices
+    scales: tuple[float, ...]  # of each channel
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a slice's image `(channels, x, y)` and label `(x, y)`."""
-        image = np.load(self.folder / "image.npy", mmap_mode="r")[index]
-        return np.array(image), np.array(np.load(self.folder / "label.npy", mmap_mode="r")[index])
+        """Return a slice's image `(channels, x, y)` float32 and label `(x, y)` uint8."""
+        image = np.empty((len(self.scales), *self.shape[:2]), np.float32)
+        for channel, scale in enumerate(self.scales):
+            stored = read_slice(self.folder / f"image_{channel:04d}.nii", np.int16, self.shape, index)
+            np.multiply(stored, np.float32(scale), out=image[channel])
+        return image, np.ascontiguousarray(read_slice(self.folder / "label.nii", np.uint8, self.shape, index))
 
     @property
-    def slices(self) -> int:
-        """The number of slices."""
-        return len(np.load(self.folder / "label.npy", mmap_mode="r"))
+    def shows_foreground(self) -> bool:
+        """Whether any class is shown."""
+        return bool(np.load(self.folder / "place_counts.npy").any())
+
+    def draw_foreground(self, rng: np.random.Generator) -> tuple[int, tuple[int, int]] | None:
+        """Draw a class that the case shows, a slice that shows it, and one of its pixels there, each uniformly.
+
+        Returns:
+            the slice and the pixel `(x, y)`; None if the case shows no class.
+        """
+        counts = np.load(self.folder / "place_counts.npy")  # (classes, slices)
+        shown = counts.any(axis=1).nonzero()[0]
+        if len(shown) == 0:
+            return None
+        row = rng.choice(shown)
+        index = int(rng.choice(counts[row].nonzero()[0]))
+        before = int(counts[:row].sum() + counts[row, :index].sum())
+        places = np.load(self.folder / "places.npy", mmap_mode="r")
+        x, y = divmod(int(places[before + rng.integers(counts[row, index])]), self.shape[1])
+        return index, (x, y)
+
+
+def read_slice(path: Path, dtype: Any, shape: tuple[int, int, int], index: int) -> np.ndarray:
+    """Return a slice `(x, y)` of an uncompressed NIfTI volume `(x, y, slices)`, and read nothing else of it."""
+    pixels = shape[0] * shape[1]
+    offset = HEADER_BYTES + index * pixels * np.dtype(dtype).itemsize
+    return np.fromfile(path, np.dtype(dtype).newbyteorder("<"), pixels, offset=offset).reshape(shape[:2], order="F")
 
 
 def store_cases(
-    data: Sequence[Mapping[str, Any]], *, folder: Path, spacing_mm: Sequence[float], labels: Mapping[Any, str]
+    data: Sequence[Mapping[str, Any]], *, folder: Path, preparation: Preparation, processes: int | None = None
 ) -> list[StoredCase]:
-    """Write what isn't stored yet and return all cases.
+    """Prepare, in parallel, what isn't stored yet, and return all cases.
 
     A case is stored under a key of its files' paths, sizes and times and of the settings, in one rename: a store can
     be shared by runs, and an interrupted one goes on where it was.
 
     Raises:
-        BadInput: see `store_case`.
+        BadInput: see `store_case`; what was finished until then stays.
     """
-    stored = []
-    for case in tqdm(data, desc="reading cases", unit="case", leave=False, disable=None):
-        key = [FORMAT, list(spacing_mm), sorted(int(label) for label in labels)]
-        for path in (case["image"], case["label"]):
-            open_volume(path)  # names the file if there is none
-            key.append([str(Path(path).resolve()), os.stat(path).st_size, os.stat(path).st_mtime_ns])
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-        place = folder / f"{case_name(case['label'])}-{digest}"
-        if not place.is_dir():
-            store_case(case, place=place, spacing_mm=spacing_mm, labels=labels)
-        slices_with = json.loads((place / "slices_with.json").read_text())
-        stored.append(StoredCase(case_name(case["label"]), place, {int(k): v for k, v in slices_with.items()}))
-    return stored
+    remove_unfinished(folder)
+    store = partial(store_case, folder=folder, preparation=preparation)
+    try:
+        return list(for_each(store, data, description="preparing cases", processes=processes))
+    finally:
+        remove_unfinished(folder)
 
 
-def store_case(case: Mapping[str, Any], *, place: Path, spacing_mm: Sequence[float], labels: Mapping[Any, str]) -> None:
-    """Resample one case in-plane and write it.
+def store_case(case: Mapping[str, Any], *, folder: Path, preparation: Preparation) -> StoredCase:
+    """Return a case from the store; prepare it first if it isn't there.
 
     Raises:
-        BadInput: a file that can't be read; NaN; image and label that don't match; unknown label ids.
+        BadInput: a file that can't be read; NaN; image and label that don't match; unknown label ids; no room.
     """
-    image_file, label_file = open_volume(case["image"]), open_volume(case["label"])
-    require_same_grid(image_file, label_file)
-    read_voxels(image_file), as_label_ids(read_voxels(label_file), labels, case["label"])
-    image, label = nib.as_closest_canonical(image_file), nib.as_closest_canonical(label_file)
-    size = resampled_size(image.shape[:2], image.header.get_zooms()[:2], spacing_mm)
-
-    slices = torch.from_numpy(np.asanyarray(image.dataobj).astype(np.float32)).permute(2, 0, 1)  # (slices, x, y)
-    hu = resample_slices(slices, size, order=3).round().clamp(-32768, 32767).to(torch.int16)
-    ids = torch.from_numpy(np.asanyarray(label.dataobj).astype(np.uint8)).permute(2, 0, 1)
-    ids = resample_labels(ids, size)
-    slices_with = {int(v): (ids == v).any(dim=(1, 2)).nonzero()[:, 0].tolist() for v in ids.unique() if v > 0}
-
-    unfinished = place.with_name(f".{place.name}.{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        np.save(unfinished / "image.npy", hu[:, None].numpy())
-        np.save(unfinished / "label.npy", ids.numpy())
-        (unfinished / "slices_with.json").write_text(json.dumps(slices_with))
-        unfinished.rename(place)
-    except OSError as error:
+    place = place_of(case, folder=folder, preparation=preparation)
+    if not place.is_dir():
+        image, label, affine = prepare_case(case, preparation)
+        unfinished = folder / f"{UNFINISHED}{os.getpid()}-{place.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise BadInput(f"{place}: can't be written ({error}). Make room, or choose another --cache_dir.") from error
+        try:
+            unfinished.mkdir(parents=True)
+            write_case(unfinished, image=image, label=label, affine=affine, classes=len(preparation.labels))
+            unfinished.rename(place)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if not place.is_dir():  # or else another run was quicker
+                raise BadInput(f"{place}: can't be written ({error}). Make room, or choose another folder.") from error
+    about = json.loads((place / "case.json").read_text())
+    return StoredCase(name=name_of(case), folder=place, shape=tuple(about["shape"]), scales=tuple(about["scales"]))
+
+
+def place_of(case: Mapping[str, Any], *, folder: Path, preparation: Preparation) -> Path:
+    """Return the folder of a case, whether or not it is there yet."""
+    return folder / f"{name_of(case)}-{preparation.key(case)}"
+
+
+def prepare_case(case: Mapping[str, Any], preparation: Preparation) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Return image `(channels, slices, x, y)` normalised, classes `(slices, x, y)` uint8, and the affine of (x, y, z).
+
+    As nnU-Net v1 does: crop to what isn't 0, resample in-plane, normalise.
+
+    Raises:
+        BadInput: see `store_case`.
+    """
+    voxels, grid = read_image(case["image"])
+    label_file = open_volume(case["label"])
+    require_same_grid(grid, label_file)
+    ids = as_label_ids(read_voxels(label_file), preparation.labels, case["label"])
+    orientation = nib.orientations.ornt_transform(
+        nib.io_orientation(grid.affine), nib.orientations.axcodes2ornt(preparation.orientation)
+    )
+    affine = grid.affine @ nib.orientations.inv_ornt_aff(orientation, grid.shape[:3])
+    image = torch.stack([oriented(channel, orientation) for channel in voxels])
+    label = oriented(np.searchsorted([0, *label_ids(preparation.labels)], ids).astype(np.uint8), orientation)
+    fitted = fit_channels(image, preparation.normalise, name=first_file(case["image"]))
+    box = nonzero_box(image)
+    image = image[(slice(None), *box)].permute(0, 3, 1, 2)  # (channels, slices, x, y)
+    label = label[box].permute(2, 0, 1)  # (slices, x, y)
+
+    spacing_mm = nib.affines.voxel_sizes(affine)
+    size = resampled_size(image.shape[2:], spacing_mm[:2], preparation.spacing_mm)
+    step = np.array([*(n / m for n, m in zip(image.shape[2:], size, strict=True)), 1.0])
+    first = np.array([part.start for part in box]) + (step - 1) / 2  # the centre of the first pixel, in old voxels
+    affine = affine @ nib.affines.from_matvec(np.diag(step), first)
+    prepared = [preparation.resampling(c, size, normalise) for normalise, c in zip(fitted, image, strict=True)]
+    return torch.stack(prepared), resample_labels(label, size), affine
+
+
+def oriented(volume: np.ndarray, orientation: np.ndarray) -> Tensor:
+    """Return a volume `(x, y, z)` with its axes turned, as a tensor of its own."""
+    return torch.from_numpy(nib.orientations.apply_orientation(volume, orientation).copy())
+
+
+def write_case(folder: Path, *, image: Tensor, label: Tensor, affine: np.ndarray, classes: int) -> None:
+    """Write a prepared case's files into a folder; see `StoredCase`."""
+    scales = []
+    for channel, slices in enumerate(image.numpy()):
+        scales.append(float(max(np.abs(slices).max(), 1e-6)) / STEPS)
+        write_volume(
+            folder / f"image_{channel:04d}.nii", np.rint(slices / scales[-1]).astype(np.int16), affine, scales[-1]
+        )
+    write_volume(folder / "label.nii", label.numpy(), affine, 1.0)
+    places, counts = index_foreground(label.numpy(), classes=classes)
+    np.save(folder / "places.npy", places)
+    np.save(folder / "place_counts.npy", counts)
+    shape = [label.shape[1], label.shape[2], label.shape[0]]
+    (folder / "case.json").write_text(json.dumps({"shape": shape, "scales": scales}) + "\n")
+
+
+def write_volume(path: Path, slices: np.ndarray, affine: np.ndarray, scale: float) -> None:
+    """Write slices `(slices, x, y)` as an uncompressed NIfTI volume `(x, y, slices)`."""
+    header = nib.Nifti1Header(endianness="<")
+    header.set_data_shape((slices.shape[1], slices.shape[2], slices.shape[0]))
+    header.set_data_dtype(slices.dtype)
+    header.set_xyzt_units("mm")
+    header.set_sform(affine, code="scanner")
+    header.set_qform(affine, code="scanner", strip_shears=True)
+    header.set_slope_inter(scale, 0)
+    header["vox_offset"] = HEADER_BYTES
+    header["magic"] = b"n+1"
+    with open(path, "wb") as file:
+        header.write_to(file)
+        file.write(bytes(HEADER_BYTES - file.tell()))
+        for one in slices:
+            file.write(one.astype(slices.dtype.newbyteorder("<")).tobytes(order="F"))
+
+
+def index_foreground(label: np.ndarray, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the classes are, for classes `(slices, x, y)`.
+
+    Returns:
+        int32: pixels, as x times the number of y plus y, class by class and slice by slice, up to 1000 of each, evenly
+        spread over all of them; and int32 `(classes, slices)`: how many of each.
+    """
+    places, counts = [np.empty(0, np.int32)], np.zeros((classes, len(label)), np.int32)
+    for row in range(classes):
+        for index in np.flatnonzero((label == row + 1).any(axis=(1, 2))):
+            found = np.flatnonzero(label[index] == row + 1).astype(np.int32)
+            chosen = found[np.linspace(0, len(found) - 1, min(len(found), MOST_PLACES)).round().astype(int)]
+            places.append(chosen)
+            counts[row, index] = len(chosen)
+    return np.concatenate(places), counts
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left behind; processes that live are left alone."""
+    for left in folder.glob(f"{UNFINISHED}*"):
+        number = re.match(rf"{re.escape(UNFINISHED)}(\d+)-", left.name)
+        if number is not None and not lives(int(number[1])):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def lives(process: int) -> bool:
+    """Return whether a process of this number is running."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def name_of(case: Mapping[str, Any]) -> str:
+    """Return a case's name: that of its label map."""
+    return case_name(case["label"])

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
+from monai.data import get_track_meta, set_track_meta
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
 from .cases import require_cases
 from .errors import BadInput
-from .slice_store import StoredCase, store_cases
+from .normalisation import Normalisation
+from .resampling import Resampling
+from .slice_store import Preparation, StoredCase, store_cases
+from .volumes import label_ids
 
 Draw = tuple[int, bool]  # seed of a sample, and whether it must show foreground
 
@@ -23,8 +29,8 @@ class SliceSampler(Sampler[list[Draw]]):
     """Mini-batches of draws: a sample is a function of its seed, whichever worker makes it.
 
     The last third of each batch must show foreground: of 8 samples the indices 5, 6 and 7, as in nnU-Net v1
-    (`oversample_foreground_percent` 0.33). The seeds follow from the run's seed, the epoch, the iteration and the
-    place in the batch, so that runs repeat and resume exactly.
+    (`oversample_foreground_percent` 0.33). The seeds follow from the run's seed, the epoch, the iteration, the process'
+    rank and the place in the batch, so that runs repeat and resume exactly, whatever the number of workers.
 
     Args:
         batch_size: samples in a mini-batch.
@@ -50,7 +56,8 @@ class SliceSampler(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         random_places = round(self.batch_size * (1 - 0.33))
         for iteration in range(self.iterations):
-            seeds = np.random.SeedSequence([self.seed, self.epoch, iteration]).generate_state(self.batch_size)
+            entropy = [self.seed, self.epoch, iteration, idist.get_rank()]
+            seeds = np.random.SeedSequence(entropy).generate_state(self.batch_size)
             yield [(int(seed), place >= random_places) for place, seed in enumerate(seeds)]
 
 
@@ -58,18 +65,19 @@ class SliceDataset(Dataset[dict[str, Any]]):
     """Random slices of random cases, cut to a size: `dataset[draw]`, not `dataset[index]`.
 
     Cases are drawn uniformly, then a slice. With forced foreground: a class that the case shows, a slice that shows
-    it, and the cut centred on one of its pixels. A slice smaller than the cut comes whole; the transform pads it.
+    it, and the cut centred on one of its pixels. What lies beyond the slice is 0 and background, as in nnU-Net v1.
 
     Args:
-        data: `{"image": path, "label": path}` of each case.
-        transform: from `{"image": (channels, x, y) float32 in HU, "label": (1, x, y) uint8, "case", "slice"}`.
+        data: `{"image": path or a path for each channel, "label": path}` of each case.
+        transform: from `{"image": (channels, x, y) float32 normalised, "label": (1, x, y) uint8 classes}`.
         crop_size: of the cut, x and y.
-        spacing_mm: in-plane, x and y.
-        labels: label id -> name.
-        cache_dir: where the slices are stored.
+        patch_size: of what the transform makes of it: random cuts reach half the difference beyond a slice's border.
+        spacing_mm, orientation, normalise, resampling, labels: see `slice_store.Preparation`.
+        cache_dir: where the prepared cases are stored.
 
     Raises:
-        BadInput: labels whose ids aren't 1, 2, 3 and so on; when the cases are read: see `require_cases`.
+        BadInput: labels whose ids aren't different numbers from 1 to 255, no orientation; when the cases are read: see
+            `require_cases` and `store_case`.
     """
 
     def __init__(
@@ -78,56 +86,78 @@ class SliceDataset(Dataset[dict[str, Any]]):
         transform: Callable[[dict[str, Any]], dict[str, Any]],
         *,
         crop_size: Sequence[int],
+        patch_size: Sequence[int],
         spacing_mm: Sequence[float],
+        orientation: str,
+        normalise: Sequence[Normalisation],
+        resampling: Resampling,
         labels: Mapping[Any, str],
         cache_dir: str,
     ) -> None:
-        if sorted(int(label) for label in labels) != list(range(1, len(labels) + 1)):
-            raise BadInput(f"labels must have the ids 1 to {len(labels)}, got {', '.join(map(str, labels))}.")
+        label_ids(labels)
         self.data = data
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         self.crop_size = crop_size
-        self.spacing_mm = spacing_mm
-        self.labels = labels
+        self.patch_size = patch_size
+        self.preparation = Preparation(spacing_mm, orientation, normalise, resampling, labels)
         self.cache_dir = cache_dir
 
     @cached_property
     def cases(self) -> list[StoredCase]:
-        """The cases on disk, stored on the first look."""
-        require_cases(self.data)  # type: ignore[arg-type]
-        return store_cases(self.data, folder=Path(self.cache_dir), spacing_mm=self.spacing_mm, labels=self.labels)
+        """The cases on disk, prepared on the first look."""
+        return self.prepare()
 
-    def prepare(self) -> None:
-        """Store the cases now, before workers start."""
-        if not any(case.slices_with for case in self.cases):
+    def prepare(self, *, processes: int | None = None) -> list[StoredCase]:
+        """Prepare and store the cases now, before workers start; in several processes."""
+        require_cases(self.data)  # type: ignore[arg-type]
+        cases = store_cases(self.data, folder=Path(self.cache_dir), preparation=self.preparation, processes=processes)
+        if not any(case.shows_foreground for case in cases):
             raise BadInput(f"{self.data[0]['label']}: no label map shows any label, from this one on. Check labels.")
+        self.__dict__["cases"] = cases  # as cached_property does
+        return cases
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         seed, foreground = draw
         rng = np.random.default_rng(seed)
         case = self.cases[rng.integers(len(self.cases))]
-        label_id = rng.choice(sorted(case.slices_with)) if foreground and case.slices_with else None
-        index = int(rng.integers(case.slices) if label_id is None else rng.choice(case.slices_with[label_id]))
+        drawn = case.draw_foreground(rng) if foreground else None
+        index, centre = drawn if drawn is not None else (int(rng.integers(case.shape[2])), None)
         image, label = case.read(index)
-        window = self.cut(label, label_id, rng)
+        starts = self.starts(label.shape, centre, rng)
         self.transform.set_random_state(seed=int(rng.integers(2**32)))
-        sample = self.transform(
-            {
-                "image": torch.from_numpy(image[(slice(None), *window)].astype(np.float32)),
-                "label": torch.from_numpy(label[window][None]),
-            }
-        )
+        sample = {"image": cut(image, starts, self.crop_size), "label": cut(label[None], starts, self.crop_size)}
+        with plain_tensors():
+            sample = self.transform(sample)
         return {"image": sample["image"], "label": sample["label"], "case": case.name, "slice": index}
 
-    def cut(self, label: np.ndarray, label_id: int | None, rng: np.random.Generator) -> tuple[slice, ...]:
-        """Return the window: around a random pixel of the class, or anywhere, always inside of the slice."""
-        if label_id is None:
-            centre = None
-        else:
-            centre = rng.choice(np.argwhere(label == label_id))
+    def starts(self, size: Sequence[int], centre: Sequence[int] | None, rng: np.random.Generator) -> list[int]:
+        """Return where the cut begins along x and y, maybe beyond the border: around a pixel, or anywhere."""
         starts = []
-        for axis, (size, crop) in enumerate(zip(label.shape, self.crop_size, strict=True)):
-            last = max(0, size - crop)
-            start = rng.integers(last + 1) if centre is None else np.clip(centre[axis] - crop // 2, 0, last)
+        for axis, (n, crop, patch) in enumerate(zip(size, self.crop_size, self.patch_size, strict=True)):
+            beyond = max(crop - patch, crop - n)  # in all, on both sides
+            first, last = -(beyond // 2), n - crop + beyond - beyond // 2
+            start = rng.integers(first, last + 1) if centre is None else max(first, centre[axis] - crop // 2)
             starts.append(int(start))
-        return tuple(slice(start, start + crop) for start, crop in zip(starts, self.crop_size, strict=True))
+        return starts
+
+
+def cut(image: np.ndarray, starts: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """Return the part of an image `(channels, x, y)` of this size that begins at `starts`; 0 beyond the border."""
+    part = np.zeros((len(image), *size), image.dtype)
+    source, target = [slice(None)], [slice(None)]
+    for start, n, wanted in zip(starts, image.shape[1:], size, strict=True):
+        source.append(slice(max(start, 0), max(min(start + wanted, n), 0)))
+        target.append(slice(max(-start, 0), max(-start, 0) + source[-1].stop - source[-1].start))
+    part[tuple(target)] = image[tuple(source)]
+    return torch.from_numpy(part)
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Let MONAI's transforms work on plain tensors: MetaTensors cost more than the work on small patches."""
+    before = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
