@@ -245,7 +245,7 @@ def other_shape(predictions: Path, references: Path) -> str:
 
 
 def other_place(predictions: Path, references: Path) -> str:
-    write(predictions / "train_001.nii.gz", offset_mm=0.01)
+    write(predictions / "train_001.nii.gz", offset_mm=0.5)
     return r"predictions/train_001\.nii\.gz.*affine"
 
 

@@ -30,11 +30,13 @@ class ResampleThenNormalise:
 
 @dataclass(frozen=True)
 class NormaliseThenResample:
-    """nnU-Net v2's order."""
+    """nnU-Net v2's order; what the spline overshoots beyond a slice's own range is cut off, as there."""
 
     def __call__(self, slices: Tensor, size: Sequence[int], normalise: Callable[[Tensor], Tensor]) -> Tensor:
         """See `Resampling`."""
-        return resample_slices(normalise(slices), size, order=3)
+        normalised = normalise(slices)
+        low, high = normalised.amin(dim=(-2, -1), keepdim=True), normalised.amax(dim=(-2, -1), keepdim=True)
+        return resample_slices(normalised, size, order=3).clamp(low, high)
 
 
 def resampled_size(size: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> list[int]:
