@@ -2,74 +2,203 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
+from .data_lists import CHANNEL_SUFFIX as CHANNEL_SUFFIX
+from .data_lists import channel_faults, image_keys, list_entries, list_volumes, read_description
 from .errors import BadInput
-from .volumes import SUFFIXES, as_label_ids, case_name, open_volume, read_voxels, require_same_grid
+from .layouts import FOLDERS, Case, DataSet, find_data_lists, read_data_set, require_known
+from .volumes import (
+    as_label_ids,
+    case_name,
+    open_image,
+    open_volume,
+    read_image,
+    read_voxels,
+    require_same_grid,
+)
 
-FOLDERS = (("TrainingImg", "TrainingMask"), ("images", "labels"))  # FLARE21's layout, then plain folders
-CHANNEL_SUFFIX = "_0000"  # FLARE21 and nnU-Net: train_000_0000.nii.gz is the image of train_000.nii.gz
 FOLD_SEED = 12345  # nnU-Net's
 
 
-class CaseList(list[dict[str, str]]):
-    """Cases as `{"image": path, "label": path}`; where none could be found, `problem` says why.
+class CaseList(list[dict[str, Any]]):
+    """Cases as `{"image": path, "label": path}`, the image of several files a list of paths, channel by channel.
 
     A configuration builds its data sets before anybody says `run`; so finding nothing is no error until
-    `require_cases` is called.
+    `require_cases` is called: `problem` says why there is nothing. `labels` (id -> name, without background) and
+    `channel_names` are what the data set says of itself.
     """
 
-    problem: str = ""
+    def __init__(self, cases: Iterable[dict[str, Any]] = (), *, data_set: DataSet | None = None) -> None:
+        super().__init__(cases)
+        self.problem = ""
+        self.labels: dict[int, str] = {} if data_set is None else data_set.labels
+        self.channel_names: tuple[str, ...] = () if data_set is None else data_set.channel_names
 
 
-def find_cases(folder: str, *, part: str, folds: int = 5, fold: int | str = 0) -> CaseList:
+def find_cases(
+    folder: str,
+    *,
+    part: str,
+    folds: int = 5,
+    fold: int | str = 0,
+    layout: str = "auto",
+    data_root: str | None = None,
+) -> CaseList:
     """Return the training or the validation cases of a data set.
 
-    Folds are nnU-Net's: `KFold(5, shuffle=True, random_state=12345)` over the sorted names.
+    Folds are the data list's own, if it has any; else nnU-Net's: `KFold(5, shuffle=True, random_state=12345)` over the
+    sorted names.
 
     Args:
-        folder: with TrainingImg and TrainingMask (FLARE21) or images and labels in it.
+        folder: of the data set, or the JSON file of a data list.
         part: "training" or "validation".
-        folds: number of folds.
+        folds: number of folds, unless the data list has its own.
         fold: the fold that validates, from 0; "all": all cases train and all validate, "none": all train.
+        layout: see `layouts.read_data_set`.
+        data_root: see `layouts.read_data_set`.
     """
     try:
-        cases = pair_images_with_labels(Path(folder))
-        if fold == "all":
-            return CaseList(cases)
-        if fold == "none":
-            return CaseList(cases if part == "training" else [])
-        if not isinstance(fold, int) or not 0 <= fold < folds:
-            raise BadInput(f"fold must be 0 to {folds - 1}, all or none, got {fold}.")
-        if len(cases) < folds:
-            raise BadInput(f"{folder}: {len(cases)} cases are too few for {folds} folds. Set --fold all.")
-        splits = list(KFold(folds, shuffle=True, random_state=FOLD_SEED).split(cases))
-        return CaseList(cases[i] for i in splits[fold][0 if part == "training" else 1])
+        data_set = read_data_set(folder, layout=layout, data_root=data_root)
+        require_usable(data_set)
+        validation = validation_cases(data_set.cases, folder, folds=folds, fold=fold)
+        names = {case.name for case in validation}
+        chosen = [case for case in data_set.cases if fold in ("all", "none") or case.name not in names]
+        return CaseList(map(as_item, chosen if part == "training" else validation), data_set=data_set)
     except BadInput as error:
         return without_cases(str(error))
 
 
-def find_images(path: str, *, with_labels: bool = False) -> CaseList:
+def validation_cases(cases: Sequence[Case], folder: str, *, folds: int, fold: int | str) -> list[Case]:
+    """Return the cases that validate; see `find_cases`.
+
+    Raises:
+        BadInput: no such fold, or one that leaves no case to train on.
+    """
+    if fold in ("all", "none"):
+        return list(cases) if fold == "all" else []
+    own = sorted({case.fold for case in cases if case.fold is not None})
+    known = f"{', '.join(map(str, own))} (the data list's)" if own else f"0 to {folds - 1}"
+    if not isinstance(fold, int) or fold not in (own or range(folds)):
+        raise BadInput(f"fold must be {known}, all or none, got {fold}.")
+    if own:
+        if len(own) == 1:
+            raise BadInput(f"{folder}: all cases are of fold {fold}, none is left to train on. Set --fold all.")
+        return [case for case in cases if case.fold == fold]
+    if len(cases) < folds:
+        raise BadInput(f"{folder}: {len(cases)} cases are too few for {folds} folds. Set --fold all.")
+    splits = list(KFold(folds, shuffle=True, random_state=FOLD_SEED).split(cases))
+    return [cases[i] for i in splits[fold][1]]
+
+
+def find_images(
+    path: str,
+    *,
+    with_labels: bool = False,
+    layout: str = "auto",
+    data_root: str | None = None,
+    channels: int | None = None,
+) -> CaseList:
     """Return the images of a folder, or the one image that a file is; with their labels if there must be any.
 
     Args:
-        path: a NIfTI file, a folder of NIfTI files, or with labels a data set as in `find_cases`.
+        path: a NIfTI file, a folder of NIfTI files, a data set, or the JSON file of a data list: what it lists under
+            testing or test, or else under training. With labels: a data set or a data list as in `find_cases`.
         with_labels: whether each case must have a label, for evaluation.
+        layout: see `layouts.read_data_set`.
+        data_root: see `layouts.read_data_set`.
+        channels: of each image. Given 1, a_0000.nii.gz and a_0001.nii.gz are two images; else they are one of two
+            channels, if all images of the folder are numbered like that.
     """
     try:
         if with_labels:
-            return CaseList(pair_images_with_labels(Path(path)))
-        if Path(path).is_file():
-            return CaseList([{"image": path}])
-        known = [images for images, _ in FOLDERS if (Path(path) / images).is_dir()]
-        return CaseList({"image": str(file)} for file in list_volumes(Path(path, *known[:1])))
+            data_set = read_data_set(path, layout=layout, data_root=data_root)
+            require_usable(data_set)
+            return CaseList(map(as_item, data_set.cases), data_set=data_set)
+        require_known(layout)
+        if layout == "datalist" or (Path(path).is_file() and Path(path).suffix == ".json"):
+            images = images_of_list(Path(path), data_root)
+        elif Path(path).is_file():
+            images = [[Path(path)]]
+        else:
+            images = images_of_folder(Path(path), layout=layout, channels=channels)
+        return CaseList({"image": as_files(files)} for files in images)
     except BadInput as error:
         return without_cases(str(error))
+
+
+def images_of_list(path: Path, data_root: str | None) -> list[Sequence[Path]]:
+    """Return the files of each image of a data list: what it lists for tests, or else for training.
+
+    Args:
+        path: of the JSON file, or of a folder with one data list.
+        data_root: where relative paths begin; None: beside the JSON file.
+
+    Raises:
+        BadInput: no data list, or one without images.
+    """
+    if path.is_dir():
+        found = find_data_lists(path)
+        if len(found) != 1:
+            raise BadInput(f"{path}: holds {len(found)} data lists, expected one. Give the JSON file itself.")
+        path = found[0]
+    described = read_description(path)
+    root = path.parent if data_root is None else Path(data_root)
+    for key in ("testing", "test", "training"):
+        entries = list_entries(described, key, path=path, root=root)
+        for entry in entries:
+            if not entry.image:
+                raise BadInput(f"{path}: {entry.place} {entry.fault or 'names no image'}. Correct the entry.")
+        if entries:
+            return [entry.image for entry in entries]
+    raise BadInput(f"{path}: lists no images. Name them under testing or training.")
+
+
+def images_of_folder(path: Path, *, layout: str, channels: int | None) -> list[Sequence[Path]]:
+    """Return the files of each image of a folder of NIfTI files or of a data set; see `find_images`.
+
+    Raises:
+        BadInput: no such folder, no NIfTI file in it, a channel is missing.
+    """
+    known = [FOLDERS[layout]] if layout in FOLDERS else [pair for pair in FOLDERS.values() if (path / pair[0]).is_dir()]
+    images, labels = known[0] if known else ("", "")
+    files = list_volumes(path / images)
+    names = {case_name(file) for file in (path / labels).glob("*")} if labels else set()
+    files_of: dict[str, dict[int, Path]] = {}
+    for (name, channel), file in image_keys(files, names=names):
+        files_of.setdefault(name, {})[channel] = file
+    most = max(map(len, files_of.values()))
+    # cases may be numbered, too; they are channels only if they begin at 0 for each name
+    if channels == 1 or most == 1 or not all(0 in of_name for of_name in files_of.values()):
+        return [[file] for file in files]
+    for of_name in files_of.values():
+        for fault in channel_faults(of_name, channels=channels or most, numbered=True):
+            raise BadInput(str(fault))
+    return [[of_name[channel] for channel in sorted(of_name)] for of_name in files_of.values()]
+
+
+def require_usable(data_set: DataSet) -> None:
+    """Raise `BadInput` with the first problem that makes a case useless, and say how many more there are."""
+    problems = [problem for problem in data_set.problems if not problem.usable]
+    if len(problems) > 1:
+        raise BadInput(f"{problems[0]} And {len(problems) - 1} more: `cyclic-committee check DATASET` lists them.")
+    if problems:
+        raise BadInput(str(problems[0]))
+
+
+def as_item(case: Case) -> dict[str, Any]:
+    """Return a case as MONAI's transforms take it."""
+    return {"image": as_files(case.image), "label": str(case.label)}
+
+
+def as_files(files: Sequence[Path]) -> str | list[str]:
+    """Return an image's one path, or its paths."""
+    return str(files[0]) if len(files) == 1 else [str(file) for file in files]
 
 
 def without_cases(problem: str) -> CaseList:
@@ -79,70 +208,28 @@ def without_cases(problem: str) -> CaseList:
     return cases
 
 
-def pair_images_with_labels(folder: Path) -> list[dict[str, str]]:
-    """Return every image of a data set with its label, sorted by name.
-
-    Raises:
-        BadInput: no such folder or layout, an image without label, a label without image.
-    """
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: no such folder. Give the data set's folder with --dataset_dir.")
-    found = [(folder / images, folder / labels) for images, labels in FOLDERS if (folder / images).is_dir()]
-    if not found:
-        known = " or ".join(f"{images}/ and {labels}/" for images, labels in FOLDERS)
-        raise BadInput(f"{folder}: holds no data set. Expected the folders {known} in it.")
-    images, labels = found[0]
-    if not labels.is_dir():
-        raise BadInput(f"{labels}: no such folder. The label maps of {images} belong there.")
-    label_of = {case_name(file): file for file in list_volumes(labels)}
-    cases = []
-    for image in list_volumes(images):
-        name = case_name(image)
-        label = label_of.pop(name, None) or label_of.pop(name.removesuffix(CHANNEL_SUFFIX), None)
-        if label is None:
-            raise BadInput(f"{image}: has no label map in {labels}. Add it, or take the image out.")
-        cases.append({"image": str(image), "label": str(label)})
-    if label_of:
-        raise BadInput(f"{next(iter(label_of.values()))}: has no image in {images}. Add it, or take the label out.")
-    return cases
-
-
-def list_volumes(folder: Path) -> list[Path]:
-    """Return the NIfTI files of a folder, sorted by name; hidden files are left out.
-
-    Raises:
-        BadInput: no such folder, or no NIfTI file in it.
-    """
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: no such file or folder. Check the path.")
-    files = [f for f in folder.iterdir() if f.name.endswith(SUFFIXES) and not f.name.startswith(".")]
-    if not files:
-        raise BadInput(f"{folder}: holds no .nii or .nii.gz files. Check the path.")
-    return sorted(files, key=lambda file: case_name(file))
-
-
 def require_cases(
     data: Sequence[dict[str, Any]], *, may_be_empty: bool = False, labels: Mapping[Any, str] | None = None
 ) -> None:
     """Check before the work starts that there are cases, and that each one's files can be read and agree.
 
     Args:
-        data: `{"image": path}`, with `"label": path` if there must be one.
+        data: `{"image": path or paths}`, with `"label": path` if there must be one.
         may_be_empty: whether no cases at all are right, as for validation.
         labels: label id -> name; given, the voxels are read and checked, too, not only the headers.
 
     Raises:
-        BadInput: nothing to work on; a file that is missing, unreadable or not 3D; image and label that don't match;
-            with `labels`: NaN, a damaged file, unknown label ids.
+        BadInput: nothing to work on; a file that is missing, unreadable or not 3D; channels, or image and label, that
+            don't match; with `labels`: NaN, a damaged file, unknown label ids.
     """
     problem = getattr(data, "problem", "")
     if problem or (len(data) == 0 and not may_be_empty):
         raise BadInput(problem or "dataset#data is empty: give at least one case.")
     for case in data:
-        image = open_volume(case["image"])
+        image = open_image(case["image"])[0]
         if "label" in case:
             require_same_grid(image, open_volume(case["label"]))
     if labels is not None:
         for case in tqdm(data, desc="checking cases", unit="case", leave=False, disable=None):
-            read_voxels(open_volume(case["image"]))
+            read_image(case["image"])
             as_label_ids(read_voxels(open_volume(case["label"])), labels, case["label"])
