@@ -20,7 +20,7 @@ import numpy as np
 
 from cyclic_committee.scripts.demo import find_overlay, make_room, run_bundle
 from cyclic_committee.scripts.location import copy_bundle
-from cyclic_committee.scripts.phantom import write_phantoms
+from cyclic_committee.scripts.phantom_data_set import write_phantoms
 
 
 def peak_gib() -> float:

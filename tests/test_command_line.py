@@ -14,7 +14,7 @@ from cyclic_committee.scripts import command_line, demo
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.model_size import committee_from, count_macs, size_table
 from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.phantom import write_phantoms
+from cyclic_committee.scripts.phantom_data_set import write_phantoms
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:

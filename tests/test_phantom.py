@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.phantom import LABELS, Phantom, make_phantom, write_phantoms
+from cyclic_committee.scripts.phantom import LABELS, Phantom, make_phantom
 
 SEEDS = range(5)
 ID_OF = {name: label for label, name in LABELS.items()}
@@ -31,10 +27,6 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
     edges = np.arange(-1050, 1000, 10)
     shares = [np.histogram(hu, edges)[0] / hu.size for hu in (first, second)]
     return float(np.minimum(*shares).sum())
-
-
-def voxels(path: str) -> np.ndarray:
-    return np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
 
 
 def centre_mm(phantom: Phantom, organ: str) -> np.ndarray:
@@ -162,45 +154,3 @@ def test_neighbours_touch_in_some_cases(phantoms: list[Phantom]) -> None:
     }
     assert ("liver", "kidney") in touching
     assert len(touching) >= 3
-
-
-def test_files_have_the_layout_of_flare21(tmp_path: Path) -> None:
-    written = write_phantoms(tmp_path, cases=2, seed=3)
-    names = ["TrainingImg/train_000_0000.nii.gz", "TrainingImg/train_001_0000.nii.gz"]
-    names += ["TrainingMask/train_000.nii.gz", "TrainingMask/train_001.nii.gz"]
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == names
-    assert [pair["image"] for pair in written] == [str(tmp_path / name) for name in names[:2]]
-    assert [pair["label"] for pair in written] == [str(tmp_path / name) for name in names[2:]]
-    for pair in written:
-        image, label = nib.Nifti1Image.from_filename(pair["image"]), nib.Nifti1Image.from_filename(pair["label"])
-        np.testing.assert_array_equal(image.affine, label.affine)
-        assert image.shape == label.shape
-        assert image.get_data_dtype() == np.int16
-        assert label.get_data_dtype() == np.uint8
-        assert image.header.get_xyzt_units()[0] == "mm"
-
-
-def test_a_longer_set_starts_with_the_shorter_one_and_another_seed_gives_other_patients(tmp_path: Path) -> None:
-    long, short, other = (
-        [voxels(pair["image"]).tobytes() for pair in write_phantoms(tmp_path / name, cases=cases, seed=seed)]
-        for name, cases, seed in [("long", 2, 0), ("short", 1, 0), ("other", 1, 1)]
-    )
-    assert long[:1] == short
-    assert len({*long, *other}) == 3
-
-
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(source: object, target: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_phantoms(tmp_path, cases=1)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-@pytest.mark.parametrize("cases", [0, -1])
-def test_a_set_without_cases_is_refused(tmp_path: Path, cases: int) -> None:
-    with pytest.raises(BadInput, match=f"^cases must be at least 1, got {cases}$"):
-        write_phantoms(tmp_path, cases=cases)
-    assert list(tmp_path.iterdir()) == []

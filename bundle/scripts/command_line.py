@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import fire
 
 from .demo import run_demo
 from .errors import BadInput, find_bad_input
-from .location import bundle_root, copy_bundle
+from .label_noise import WAYS
+from .location import bundle_root, copy_bundle, find_config
 from .model_size import committee_from, size_table
 from .phantom import LABELS
+from .phantom_data_set import CLEAN_LABELS, CORRUPTION, write_phantoms
+from .preparation import prepare as prepare_data_set
 from .score_report import evaluate_folders, format_table, summarise, write_csv, write_json
+
+TRAIN = "python -m monai.bundle run training"
 
 
 def demo(*config: str, out: str = "demo") -> None:
@@ -57,13 +63,91 @@ def evaluate(predictions: str, references: str, out: str, labels: dict[int, str]
         out: CSV file with the columns case, label, organ, dsc, nsd; beside it a JSON file with the summary.
         labels: label id -> organ, such as "{1: liver, 2: kidney}"; by default FLARE21's four.
     """
-    if labels is not None and not isinstance(labels, dict):
-        raise BadInput(f'labels must be ids with names, such as "{{1: liver}}", got {labels}.')
-    rows = evaluate_folders(str(predictions), str(references), labels=labels or LABELS)
+    rows = evaluate_folders(str(predictions), str(references), labels=label_names(labels) or LABELS)
     summary = summarise(rows)
     write_csv(rows, Path(out))
     write_json(summary, Path(out).with_suffix(".json"))
     print(format_table(summary))
+
+
+def prepare(
+    dataset: str,
+    out: str,
+    *config: str,
+    layout: str = "auto",
+    data_root: str | None = None,
+    labels: dict[int, str] | None = None,
+    channels: str | Sequence[str] | None = None,
+    processes: int | None = None,
+) -> None:
+    """Measure a data set, plan spacing, patch, network and normalisation, and store all cases ready to train on.
+
+    Stopped and started again, it goes on where it was. OUT/plan.yaml goes over train.yaml and inference.yaml.
+
+    Args:
+        dataset: the data set's folder, or a data list (JSON).
+        out: the folder for plan.yaml, fingerprint.json and the prepared cases, 3 bytes a voxel.
+        config: overlays over the plan, such as variants/small.yaml: the cases are prepared as they say.
+        layout: flare21, nnunet, decathlon, datalist or folders; by default found out.
+        data_root: where a data list's relative paths begin; by default beside it.
+        labels: label id -> name, such as "{1: liver}"; by default the data set's own, or FLARE21's.
+        channels: names of the image's channels, such as CT or T1,T2; by default the data set's own, or CT.
+        processes: at a time; by default as many as there are cores.
+    """
+    plan = prepare_data_set(
+        str(dataset),
+        str(out),
+        overlays=[str(file) for file in config],
+        layout=layout,
+        data_root=data_root,
+        labels=label_names(labels),
+        channel_names=channels.split(",") if isinstance(channels, str) else channels,
+        processes=processes,
+    )
+    files = [f"{bundle_root()}/configs/train.yaml", str(plan), *(str(find_config(str(file))) for file in config)]
+    print(f'\nPrepared. Train, with any further overlays last:\n{TRAIN} --config_file "{files}"')
+
+
+def label_names(labels: dict[int, str] | None) -> dict[int, str] | None:
+    """Return labels as they were given, if they are ids with names.
+
+    Raises:
+        BadInput: they are something else.
+    """
+    if labels is not None and not isinstance(labels, dict):
+        raise BadInput(f'labels must be ids with names, such as "{{1: liver, 2: kidney}}", got {labels}.')
+    return labels
+
+
+def phantom(
+    out: str,
+    *,
+    cases: int = 10,
+    layout: str = "flare21",
+    seed: int = 0,
+    corrupt: float = 0.0,
+    ways: str | Sequence[str] | None = None,
+) -> None:
+    """Write phantom CTs with labels as a data set, with a share of the labels made wrong if wanted.
+
+    Args:
+        out: the folder that it goes to; files of the same names are replaced.
+        cases: how many.
+        layout: flare21, nnunet or decathlon.
+        seed: of the phantoms, of the choice of those to corrupt and of what is done to them.
+        corrupt: share of the cases whose labels are corrupted, in [0, 1].
+        ways: what is done to labels, such as "dilation,shift"; by default an equal number of each of dilation,
+            erosion, elastic, missing_organ, swapped_organs, shift.
+    """
+    if ways is not None and corrupt == 0:
+        raise BadInput("ways: no labels are corrupted. Give the share of cases to corrupt with --corrupt.")
+    names = tuple(WAYS) if ways is None else ways
+    write_phantoms(str(out), cases=cases, seed=seed, layout=layout, corrupt=corrupt, ways=names)
+    print(f"{out}: {cases} cases in the layout {layout}")
+    if corrupt > 0:
+        print(f"{Path(str(out), CORRUPTION)}: which labels are corrupted, how, and by how much")
+        print(f"{Path(str(out), CLEAN_LABELS)}: the clean labels of all cases")
+    print(f"Check it with: {shlex.join(['cyclic-committee', 'check', str(out)])}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -71,6 +155,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bundle": bundle,
     "parameters": parameters,
     "evaluate": evaluate,
+    "prepare": prepare,
+    "phantom": phantom,
 }
 
 

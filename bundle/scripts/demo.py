@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import BadInput
-from .location import bundle_root, copy_bundle
-from .phantom import write_phantoms
+from .location import copy_bundle, find_config
+from .phantom_data_set import write_phantoms
 
 TRAINING_CASES, UNSEEN_CASES = 48, 8
 FOLDS = 24  # of which one validates: 2 cases
@@ -34,7 +34,7 @@ def run_demo(folder: Path, *, overlays: Sequence[str] = ()) -> None:
     """
     began_s = time.monotonic()
     folder = folder.resolve()
-    found = [find_overlay(overlay) for overlay in ("variants/small.yaml", *overlays)]
+    found = [find_config(overlay) for overlay in ("variants/small.yaml", *overlays)]
     make_room(folder)
     train, unseen, output, bundle = folder / "train", folder / "unseen", folder / "output", folder / "bundle"
     copy_bundle(bundle)
@@ -63,18 +63,6 @@ def run_demo(folder: Path, *, overlays: Sequence[str] = ()) -> None:
     print(f"Scores:      {scores / 'scores.csv'}")
     print(f"Bundle:      {bundle}, with the trained weights")
     print(f"Tracked run: {shlex.join([*show_mlflow, f'sqlite:///{output}/mlflow/mlflow.db'])}")
-
-
-def find_overlay(name: str) -> Path:
-    """Return a configuration file by its path, or by its name in the bundle's configs.
-
-    Raises:
-        BadInput: there is none.
-    """
-    for path in (Path(name), Path(bundle_root(), "configs", name)):
-        if path.is_file():
-            return path
-    raise BadInput(f"{name}: no such configuration file, neither here nor in the bundle's configs. Check the path.")
 
 
 def make_room(folder: Path) -> None:

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
-
-from .errors import BadInput
 
 Field = npt.NDArray[np.float32]
 Box = tuple[Any, ...]
@@ -137,33 +132,6 @@ def make_phantom(seed: int) -> Phantom:
     for organ in (*ABDOMEN, *_bowel_loops(canvas.rng)):
         canvas.paint_organ(organ)
     return canvas.scan()
-
-
-def write_phantoms(folder: str | Path, *, cases: int, seed: int = 0) -> list[dict[str, str]]:
-    """Write cases in the layout of FLARE21 and return their files."""
-    if cases < 1:
-        raise BadInput(f"cases must be at least 1, got {cases}")
-    written = []
-    for case in range(cases):
-        phantom = make_phantom(int(np.random.SeedSequence((seed, case)).generate_state(1)[0]))
-        image = Path(folder) / "TrainingImg" / f"train_{case:03d}_0000.nii.gz"
-        label = Path(folder) / "TrainingMask" / f"train_{case:03d}.nii.gz"
-        _write(image, phantom.image_hu, phantom.affine)
-        _write(label, phantom.label, phantom.affine)
-        written.append({"image": str(image), "label": str(label)})
-    return written
-
-
-def _write(path: Path, voxels: npt.NDArray[np.generic], affine: npt.NDArray[np.float64]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".tmp-{path.name}")
-    image = nib.Nifti1Image(voxels, affine)
-    image.header.set_xyzt_units("mm")
-    try:
-        nib.save(image, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 class _Canvas:

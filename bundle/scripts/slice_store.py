@@ -145,14 +145,15 @@ def store_cases(
     """
     remove_unfinished(folder)
     store = partial(store_case, folder=folder, preparation=preparation)
+    named = [{**case, "name": name} for case, name in zip(data, case_names(data), strict=True)]
     try:
-        return list(for_each(store, data, description="preparing cases", processes=processes))
+        return list(for_each(store, named, description="preparing cases", processes=processes))
     finally:
         remove_unfinished(folder)
 
 
 def store_case(case: Mapping[str, Any], *, folder: Path, preparation: Preparation) -> StoredCase:
-    """Return a case from the store; prepare it first if it isn't there.
+    """Return a case, with its `name`, from the store; prepare it first if it isn't there.
 
     Raises:
         BadInput: a file that can't be read; NaN; image and label that don't match; unknown label ids; no room.
@@ -171,12 +172,12 @@ def store_case(case: Mapping[str, Any], *, folder: Path, preparation: Preparatio
             if not place.is_dir():  # or else another run was quicker
                 raise BadInput(f"{place}: can't be written ({error}). Make room, or choose another folder.") from error
     about = json.loads((place / "case.json").read_text())
-    return StoredCase(name=name_of(case), folder=place, shape=tuple(about["shape"]), scales=tuple(about["scales"]))
+    return StoredCase(name=case["name"], folder=place, shape=tuple(about["shape"]), scales=tuple(about["scales"]))
 
 
 def place_of(case: Mapping[str, Any], *, folder: Path, preparation: Preparation) -> Path:
     """Return the folder of a case, whether or not it is there yet."""
-    return folder / f"{name_of(case)}-{preparation.key(case)}"
+    return folder / f"{case_name(case['label'])}-{preparation.key(case)}"
 
 
 def prepare_case(case: Mapping[str, Any], preparation: Preparation) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -286,6 +287,10 @@ def lives(process: int) -> bool:
     return True
 
 
-def name_of(case: Mapping[str, Any]) -> str:
-    """Return a case's name: that of its label map."""
-    return case_name(case["label"])
+def case_names(data: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the cases' names, those of their label maps; with the folder's name before it if others bear the same."""
+    labels = [Path(case["label"]) for case in data]
+    names = [case_name(label) for label in labels]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{label.parent.name}_{name}" for label, name in zip(labels, names, strict=True)]
