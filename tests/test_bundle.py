@@ -137,8 +137,10 @@ def test_the_committee_is_exported_with_its_weights(
     assert torch.allclose(torch.jit.load(tmp_path / "model.ts")(image), network(image), atol=1e-6)
 
 
-SHARED = ["bundle_root", "device", "labels", "channels", "classes", "spacing_mm", "orientation",
-          "normalise", "resampling", "layout", "data_root", "patch_size", "precision", "member", "network_def", "network", "voters"]  # fmt: skip
+SHARED = [
+    *("bundle_root", "device", "labels", "channels", "classes", "orientation", "spacing_mm", "normalise", "resampling"),
+    *("layout", "data_root", "patch_size", "precision", "member", "network_def", "network", "voters"),
+]
 
 
 @pytest.mark.parametrize("key", SHARED)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import fire
 
+from .check_report import format_report, report_as_json
+from .data_check import check_data_set, nothing_to_check
 from .demo import run_demo
 from .errors import BadInput, find_bad_input
 from .label_noise import WAYS
@@ -70,6 +72,44 @@ def evaluate(predictions: str, references: str, out: str, labels: dict[int, str]
     print(format_table(summary))
 
 
+def check(
+    dataset: str,
+    layout: str = "auto",
+    data_root: str | None = None,
+    labels: dict[int, str] | None = None,
+    channels: str | Sequence[str] | None = None,
+    json: bool = False,
+    processes: int | None = None,
+) -> None:
+    """Read every case of a data set and print all that is wrong with it; exit code 1 if a case can't be used.
+
+    Args:
+        dataset: the data set's folder, or a data list (JSON).
+        layout: flare21, nnunet, decathlon, datalist or folders; by default found out.
+        data_root: where a data list's relative paths begin; by default beside it.
+        labels: label id -> name, such as "{1: liver}"; by default the data set's own.
+        channels: names of the image's channels, such as CT or T1,T2; by default the data set's own.
+        json: print JSON instead of a table.
+        processes: at a time; by default as many as there are cores.
+    """
+    try:
+        report = check_data_set(
+            str(dataset),
+            layout=layout,
+            data_root=data_root,
+            labels=label_names(labels),
+            channel_names=channel_list(channels),
+            processes=processes,
+        )
+    except BadInput as error:
+        if not json:
+            raise
+        report = nothing_to_check(str(dataset), error)
+    print(report_as_json(report) if json else format_report(report))
+    if not report.all_usable:
+        sys.exit(1)
+
+
 def prepare(
     dataset: str,
     out: str,
@@ -101,7 +141,7 @@ def prepare(
         layout=layout,
         data_root=data_root,
         labels=label_names(labels),
-        channel_names=channels.split(",") if isinstance(channels, str) else channels,
+        channel_names=channel_list(channels),
         processes=processes,
     )
     files = [f"{bundle_root()}/configs/train.yaml", str(plan), *(str(find_config(str(file))) for file in config)]
@@ -117,6 +157,11 @@ def label_names(labels: dict[int, str] | None) -> dict[int, str] | None:
     if labels is not None and not isinstance(labels, dict):
         raise BadInput(f'labels must be ids with names, such as "{{1: liver, 2: kidney}}", got {labels}.')
     return labels
+
+
+def channel_list(channels: str | Sequence[str] | None) -> list[str]:
+    """Return channel names as Fire hands them over: one word, words with commas between them, or several."""
+    return channels.split(",") if isinstance(channels, str) else [str(name) for name in channels or ()]
 
 
 def phantom(
@@ -155,6 +200,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bundle": bundle,
     "parameters": parameters,
     "evaluate": evaluate,
+    "check": check,
     "prepare": prepare,
     "phantom": phantom,
 }

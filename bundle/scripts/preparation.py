@@ -21,7 +21,7 @@ from .location import bundle_root, find_config
 from .plan import make_plan
 from .plan_file import write_plan
 from .slice_store import place_of
-from .volumes import label_ids, open_image
+from .volumes import label_ids
 
 AXIS_OF = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}  # of x, y and z
 
@@ -67,7 +67,7 @@ def prepare(
     require_same_data_set(plan_path, places)
     labels = labels or data_set.labels or bundled_labels()
     label_ids(labels)
-    channel_names = channel_names or data_set.channel_names or default_channels(data_set)
+    channel_names = channel_names or data_set.channel_names or ["CT"] * len(data_set.cases[0].image)
 
     print(f"1/3  Measuring {len(data_set.cases)} cases ({data_set.layout} layout)", flush=True)
     try:
@@ -111,12 +111,6 @@ def require_same_data_set(plan_path: Path, places: Mapping[str, Any]) -> None:
         raise BadInput(f"{plan_path}: not a readable plan ({error}). Mend it, or take it away.") from error
     if found != places["dataset_dir"]:
         raise BadInput(f"{plan_path}: is the plan of {found}. Choose another folder with --out.")
-
-
-def default_channels(data_set: DataSet) -> list[str]:
-    """Return CT for each channel: what a data set is taken for that doesn't say what it is."""
-    image = open_image([str(path) for path in data_set.cases[0].image])
-    return ["CT"] * (image[0].shape[3] if len(image[0].shape) == 4 else len(image))
 
 
 def bundled_labels() -> dict[int, str]:

@@ -132,7 +132,7 @@ def load_voxels(volume: SpatialImage) -> np.ndarray:
     except Exception as error:  # zlib, EOFError, OSError, ...
         raise BadInput(f"{path}: damaged or truncated ({error}). Replace it or take it out.") from error
     if voxels.dtype.kind not in "iuf":
-        raise BadInput(f"{path}: holds {voxels.dtype} voxels, colours or complex numbers. Write one number a voxel.")
+        raise BadInput(f"{path}: holds colours or complex numbers ({voxels.dtype}). Write one real number a voxel.")
     return voxels
 
 
