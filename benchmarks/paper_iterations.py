@@ -18,8 +18,8 @@ import fire
 import nibabel as nib
 import numpy as np
 
-from cyclic_committee.scripts.demo import find_overlay, make_room, run_bundle
-from cyclic_committee.scripts.location import copy_bundle
+from cyclic_committee.scripts.demo import make_room, run_bundle
+from cyclic_committee.scripts.location import copy_bundle, find_config
 from cyclic_committee.scripts.phantom_data_set import write_phantoms
 
 
@@ -33,7 +33,7 @@ def main(*, iterations: int = 2, config: str | None = None, out: str = "paper_it
     make_room(folder)
     bundle, data = folder / "bundle", folder / "data"
     copy_bundle(bundle)
-    overlays = [find_overlay(config)] if config else []
+    overlays = [find_config(config)] if config else []
     for overlay in overlays:
         shutil.copy(overlay, bundle / "configs")
     names = [overlay.name for overlay in overlays]

@@ -18,8 +18,8 @@ import nibabel as nib
 import numpy as np
 import yaml
 
-from cyclic_committee.scripts.demo import find_overlay, make_room, run_bundle
-from cyclic_committee.scripts.location import copy_bundle
+from cyclic_committee.scripts.demo import make_room, run_bundle
+from cyclic_committee.scripts.location import copy_bundle, find_config
 
 # a pancreas of 695 voxels in 19 slices needs more samples than the phantoms' organs
 SCHEDULE = {"batch_size": 8, "iterations": 100, "max_epochs": 16, "val_interval": 4, "learning_rate": 0.004}
@@ -33,7 +33,7 @@ def main(ct: str, *, config: str | None = None, out: str = "real_ct") -> None:
         (folder / "data" / f"{name}s").mkdir(parents=True)
         shutil.copy(Path(ct) / f"{name}.nii.gz", folder / "data" / f"{name}s" / "ct.nii.gz")
     (folder / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE))
-    overlays = [find_overlay(name) for name in ("variants/small.yaml", str(folder / "schedule.yaml"), config) if name]
+    overlays = [find_config(name) for name in ("variants/small.yaml", str(folder / "schedule.yaml"), config) if name]
     for overlay in overlays:
         shutil.copy(overlay, folder / "bundle" / "configs")
     names = [overlay.name for overlay in overlays]

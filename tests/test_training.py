@@ -196,7 +196,7 @@ def damaged(phantoms: Path, folder: Path, damage: str) -> Path:
         ("truncated", "train_002_0000.nii.gz: damaged or truncated"),
         ("unreadable", "train_002_0000.nii.gz: not a readable NIfTI file"),
         ("nan", "train_002_0000.nii.gz: 1 voxels are NaN or infinite, the first at (3, 4, 5)"),
-        ("affine", "train_002.nii.gz: its affine differs"),
+        ("affine", "train_002.nii.gz: its voxels lie up to"),
         ("shape", "train_002.nii.gz: has the shape"),
         ("labels", "train_002.nii.gz: holds the label ids 7, which are not in labels (0, 1, 2, 3, 4)"),
         ("no partner", "train_002_0000.nii.gz: has no label map in"),
