@@ -137,6 +137,29 @@ def test_a_missing_partner_is_named_and_check_is_recommended(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+FILL = """
+import resource, signal, sys
+from cyclic_committee.scripts.command_line import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+main()
+"""
+
+
+@pytest.mark.parametrize(("largest_file", "where"), [(100, "fingerprints"), (20_000, "cases")])
+def test_a_full_disk_stops_with_one_line_at_any_stage(
+    phantoms: Path, tmp_path: Path, largest_file: int, where: str
+) -> None:
+    command = [sys.executable, "-c", FILL, str(largest_file), "prepare", str(phantoms), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert f"out/{where}/" in line
+    assert "can't be written" in line
+    assert line.endswith("Make room, or choose another folder.")
+    assert list((tmp_path / "out" / where).iterdir()) == []
+
+
 def test_too_little_room_is_said_before_the_work(
     phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

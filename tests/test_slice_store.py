@@ -17,7 +17,7 @@ from conftest import preparation
 from cyclic_committee.scripts.cases import find_cases
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.normalisation import ClipAndStandardise, StandardiseImage
-from cyclic_committee.scripts.resampling import NormaliseThenResample, resample_slices
+from cyclic_committee.scripts.resampling import NormaliseThenResample, ResampleThenNormalise, resample_slices
 from cyclic_committee.scripts.slice_store import index_foreground, store_cases
 
 
@@ -54,15 +54,16 @@ def test_stored_voxels_are_the_resampled_and_normalised_ones(phantoms: Path, tmp
     data = cases_of(phantoms)[:1]
     ct = ClipAndStandardise([-16, 270], 116.6, 47.9)
     original = torch.from_numpy(np.asanyarray(nib.load(data[0]["image"]).dataobj).astype(np.float32)).permute(2, 0, 1)
-    for order in (None, NormaliseThenResample()):
-        settings = preparation(spacing_mm=[2.5, 2.5], normalise=[ct], **({"resampling": order} if order else {}))
+    normalised = ct.apply(original)
+    limits = normalised.amin(dim=(1, 2), keepdim=True), normalised.amax(dim=(1, 2), keepdim=True)
+    for order in (ResampleThenNormalise(), NormaliseThenResample()):
+        settings = preparation(spacing_mm=[2.5, 2.5], normalise=[ct], resampling=order)
         [case] = store_cases(data, folder=tmp_path, preparation=settings)
         size = case.shape[:2]
-        expected = (
-            resample_slices(ct.apply(original), size, order=3)
-            if order
-            else ct.apply(resample_slices(original, size, order=3))
-        )
+        if order == ResampleThenNormalise():
+            expected = ct.apply(resample_slices(original, size, order=3))
+        else:
+            expected = resample_slices(normalised, size, order=3).clamp(*limits)  # as skimage's resize in nnU-Net
         stored = np.stack([case.read(index)[0][0] for index in range(case.shape[2])])
         assert np.abs(stored - expected.numpy()).max() < 1e-4  # half a step of int16
         assert len(np.unique(stored)) > 1000

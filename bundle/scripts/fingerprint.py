@@ -15,9 +15,11 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from .errors import BadInput
 from .layouts import Case
 from .normalisation import nonzero_box
 from .parallel import for_each
+from .unfinished import remove_unfinished, unfinished_path
 from .volumes import as_label_ids, open_volume, read_image, read_voxels, require_same_grid
 
 MOST_VALUES = 20_000  # different intensities of a channel that are told apart; CT has some thousands
@@ -41,9 +43,10 @@ def measure_cases(
     """Measure all cases in parallel; what lies measured in `folder` already is only read.
 
     Raises:
-        BadInput: see `measure_case`.
+        BadInput: see `measure_case`; a full disk. What was finished until then stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
     measure = partial(measured, labels=dict(labels), folder=folder)
     return list(for_each(measure, cases, description="measuring cases", processes=processes))
 
@@ -56,9 +59,14 @@ def measured(case: Case, *, labels: Mapping[Any, str], folder: Path) -> CaseFing
     key = [sorted(int(label) for label in labels), [[p, s.st_size, s.st_mtime_ns] for p, s in stats]]
     path = folder / f"{case.name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
     if not path.is_file():
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(asdict(measure_case(case, labels=labels))) + "\n")
-        unfinished.rename(path)
+        found = measure_case(case, labels=labels)
+        unfinished = unfinished_path(path)
+        try:
+            unfinished.write_text(json.dumps(asdict(found)) + "\n")
+            unfinished.rename(path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise BadInput(f"{path}: can't be written ({error}). Make room, or choose another folder.") from error
     return CaseFingerprint(**json.loads(path.read_text()))
 
 

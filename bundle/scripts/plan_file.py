@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .fingerprint import ForegroundIntensities
 from .plan import FIRST_FEATURES, MOST_FEATURES, PAPER_BATCH, SMALLEST_MAP, Plan
+from .unfinished import unfinished_path
 
 CT = "ct"  # what nnU-Net calls it; every other name is normalised image by image
 HEADER = """\
@@ -29,7 +29,7 @@ def write_plan(plan: Plan, path: Path, *, labels: Mapping[int, str], places: Map
         labels: label id -> name.
         places: further keys, such as dataset_dir.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = unfinished_path(path)
     unfinished.write_text(plan_text(plan, labels=labels, places=places))
     unfinished.rename(path)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from .location import bundle_root, find_config
 from .plan import make_plan
 from .plan_file import write_plan
 from .slice_store import place_of
+from .unfinished import remove_unfinished, unfinished_path
 from .volumes import label_ids
 
 AXIS_OF = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}  # of x, y and z
@@ -72,6 +72,7 @@ def prepare(
     print(f"1/3  Measuring {len(data_set.cases)} cases ({data_set.layout} layout)", flush=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(out)
         measured = measure_cases(data_set.cases, labels=labels, folder=out / "fingerprints", processes=processes)
         require_channels(data_set, measured, channel_names)
         write_fingerprint(measured, channel_names, out / "fingerprint.json")
@@ -139,7 +140,7 @@ def write_fingerprint(measured: Sequence[CaseFingerprint], channel_names: Sequen
         },
         "each_case": [{key: value for key, value in asdict(case).items() if key != "foreground"} for case in measured],
     }
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = unfinished_path(path)
     unfinished.write_text(json.dumps(content, indent=1) + "\n")
     unfinished.rename(path)
 

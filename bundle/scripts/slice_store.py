@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from .errors import BadInput
 from .normalisation import Normalisation, fit_channels, nonzero_box
 from .parallel import for_each
 from .resampling import Resampling, resample_labels, resampled_size
+from .unfinished import remove_unfinished, unfinished_path
 from .volumes import (
     as_label_ids,
     case_name,
@@ -38,7 +38,6 @@ FORMAT = 2  # part of a case's key: stores of another format are made anew
 HEADER_BYTES = 352  # of an uncompressed NIfTI file without extensions
 STEPS = 32767  # of int16, on either side of 0
 MOST_PLACES = 1000  # of a class in a slice that the index holds
-UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def store_case(case: Mapping[str, Any], *, folder: Path, preparation: Preparatio
     place = place_of(case, folder=folder, preparation=preparation)
     if not place.is_dir():
         image, label, affine = prepare_case(case, preparation)
-        unfinished = folder / f"{UNFINISHED}{os.getpid()}-{place.name}"
+        unfinished = unfinished_path(place)
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir(parents=True)
@@ -266,25 +265,6 @@ def index_foreground(label: np.ndarray, *, classes: int) -> tuple[np.ndarray, np
             places.append(chosen)
             counts[row, index] = len(chosen)
     return np.concatenate(places), counts
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left behind; processes that live are left alone."""
-    for left in folder.glob(f"{UNFINISHED}*"):
-        number = re.match(rf"{re.escape(UNFINISHED)}(\d+)-", left.name)
-        if number is not None and not lives(int(number[1])):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def lives(process: int) -> bool:
-    """Return whether a process of this number is running."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def case_names(data: Sequence[Mapping[str, Any]]) -> list[str]:
