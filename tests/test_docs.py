@@ -25,6 +25,12 @@ TINY_TRAINING = (
     f"{TINY} --crop_size [48,48] --max_epochs 1 --iterations 1 --batch_size 2 --num_workers 0 --val_interval 1"
 )
 
+FEW = {
+    "data_memory.py": "2 3",
+    "store_formats.py": "--cases 1 --rounds 1 --reads 3",
+    "data_pipeline.py": "--cases 1 --rounds 1 --samples 8 --config tiny.yaml",
+}
+
 
 def commands_of(document: Path) -> list[str]:
     blocks = re.findall(r"^```bash\n(.*?)^```", document.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -66,14 +72,18 @@ def adapted(command: str) -> str | None:
         return None  # this very test run
     if command == README[0]:
         return command.split(" && ")[-1].removeprefix(".venv/bin/") + " tiny.yaml"
+    planned = "--member#strides [[2,2],[2,2]]" if "plan.yaml" in command else ""
     if "monai.bundle run training" in command:
-        return f"{command} {TINY_TRAINING}"
+        return f"{command} {TINY_TRAINING} {planned}"
     if "monai.bundle run " in command:
-        return f"{command} {TINY}"
+        return f"{command} {TINY} {planned}"
     if "monai.bundle verify_net_in_out" in command:
         return f"{command} --member#features [4,8,16]"
     if command == "cyclic-committee demo":
         return None  # the end of the README's first command
+    for name, few in FEW.items():
+        if command.startswith(f"python benchmarks/{name}"):
+            return f"{command} {few}"
     if command.startswith("python benchmarks/"):
         return f"{command} --config tiny.yaml"
     if command.startswith("cyclic-committee evaluate"):

@@ -4,6 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import nibabel as nib
 import numpy as np
 import pytest
@@ -52,6 +53,16 @@ def test_draws_repeat_with_seed_and_epoch_and_else_differ() -> None:
     assert draws(0, 3) != draws(1, 3)
     seeds = [seed for batch in draws(0, 3) for seed, _ in batch]
     assert len(set(seeds)) == len(seeds)
+
+
+def test_ranks_draw_different_samples_and_each_its_own_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draws(rank: int) -> list[list[tuple[int, bool]]]:
+        monkeypatch.setattr(idist, "get_rank", lambda: rank)
+        return list(SliceSampler(batch_size=4, iterations=5, seed=1))
+
+    assert draws(1) == draws(1)
+    seeds = [{seed for batch in draws(rank) for seed, _ in batch} for rank in range(3)]
+    assert len(set.union(*seeds)) == sum(len(one) for one in seeds)
 
 
 def test_a_sample_is_a_function_of_its_draw(phantoms: Path, tmp_path: Path) -> None:
