@@ -186,8 +186,8 @@ def their_side(raw: Path, preprocessed: Path, recipe: dict[str, Any], rotation_d
     def read(name: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         image, label, _, _ = dataset.load_case(name)
         box = [[index, index + 1], *([0, n] for n in image.shape[2:])]
-        # as their data loader does, but for the whole slice
-        return cut(image, box, 0)[0, 0].astype(np.float32), cut(label, box, -1, cast_cropped_to=np.int16)[0, 0]
+        # as their data loader does, but for the whole slice; the image is float32 already
+        return cut(image, box, 0)[0, 0], cut(label, box, -1, cast_cropped_to=np.int16)[0, 0]
 
     def draw(seed: int, batches: int) -> int:
         for seed_library in (random.seed, np.random.seed, torch.manual_seed):
@@ -265,9 +265,11 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         raw, preprocessed = folder / "raw" / "Dataset001_CT", folder / "preprocessed" / "Dataset001_CT"
+        print("1/3  Making the data set", flush=True)
         write_data_set(raw, ct, cases, recipe, noise_hu)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         overlays = [str(folder / "recipe.yaml"), *([config] if config else [])]
+        print("2/3  Preparing it, for each of the two", flush=True)
         with contextlib.redirect_stdout(io.StringIO()):
             sides = {OURS: our_side(raw, folder / "ours", overlays)}
         libraries = ["numpy", "torch", "monai", "nibabel"]
@@ -278,6 +280,7 @@ def main(
             libraries += ["nnunetv2", "batchgeneratorsv2", "blosc2"]
         else:
             print("nnU-Net isn't installed, so nothing is compared: pip install nnunetv2==2.8.1")
+        print("3/3  Measuring\n", flush=True)
         print(", ".join(f"{library} {version(library)}" for library in libraries))
         patch, crop = (" x ".join(map(str, recipe[key])) for key in ("patch_size", "crop_size"))
         print(f"patch {patch}, cut {crop}, batch {recipe['batch_size']}; {cases} cases, {rounds} rounds")
