@@ -49,7 +49,7 @@ def test_a_prepared_data_set_trains_and_infers_with_its_plan_as_it_is(
     workflow("train", "train.yaml", str(plan), **settings).run()
     assert torch.load(tmp_path / "model.pt", weights_only=True)["iterations_trained"] == 2
     assert contents(tmp_path / "prepared") == before  # training found all cases prepared
-    where = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path / "labels")}
+    where = {"dataset_dir": str(phantoms / "TrainingImg"), "output_dir": str(tmp_path / "labels")}
     values = {"member#features": [4, 4, 8, 8, 8], "ckpt_path": str(tmp_path / "model.pt"), **where}
     workflow("infer", "inference.yaml", str(plan), **values).run()
     assert len(list((tmp_path / "labels").iterdir())) == 5
