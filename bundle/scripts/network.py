@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from .errors import BadInput
+from .fused_norm import InstanceNormLeakyReLU, wants_channels_last
 
 NEGATIVE_SLOPE = 0.01
 
@@ -81,6 +83,9 @@ class UNet2d(nn.Module):
                 f"height and width must be multiples of {self.divisor_x} and {self.divisor_y}, got {image.shape}."
             )
         x = image
+        if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript would compile what is behind it
+            if wants_channels_last(image):
+                x = channels_last(image)
         skips: list[Tensor] = []
         for encoder in self.encoders:
             x = encoder(x)
@@ -100,20 +105,20 @@ class UNet2d(nn.Module):
 def two_convolutions(in_channels: int, out_channels: int, *, stride: Sequence[int]) -> nn.Sequential:
     """Return two 3x3 convolutions with bias, InstanceNorm and LeakyReLU; the first has the stride."""
 
-    def convolution(channels: int, strides: Sequence[int]) -> Convolution:
-        return Convolution(
-            2,
-            channels,
-            out_channels,
-            strides=tuple(strides),
-            kernel_size=3,
-            adn_ordering="NA",
-            act=("leakyrelu", {"negative_slope": NEGATIVE_SLOPE, "inplace": True}),
-            norm=("instance", {"affine": True}),
-            bias=True,
-        )
+    def convolution(channels: int, strides: Sequence[int]) -> nn.Sequential:
+        layer = nn.Conv2d(channels, out_channels, 3, stride=(strides[0], strides[1]), padding=1)
+        norm = nn.Sequential(OrderedDict(N=InstanceNormLeakyReLU(out_channels, negative_slope=NEGATIVE_SLOPE)))
+        return nn.Sequential(OrderedDict(conv=layer, adn=norm))  # MONAI's names
 
     return nn.Sequential(convolution(in_channels, stride), convolution(out_channels, (1, 1)))
+
+
+def channels_last(image: Tensor) -> Tensor:
+    """Return images with their channels last in memory; one channel, too, is marked so, and its memory shared."""
+    _samples, channels, height, width = image.shape
+    if channels > 1:
+        return image.contiguous(memory_format=torch.channels_last)
+    return image.contiguous().as_strided(image.shape, (height * width, 1, width, 1))
 
 
 def initialise(module: nn.Module) -> None:

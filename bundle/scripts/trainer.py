@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from .committee import Committee
 from .errors import BadInput
-from .loss import cross_entropy_per_sample, finest
+from .forward import Forward, OneForward, Passes
+from .loss import cross_entropy_per_sample
 from .precision import autocast
 from .selection import Rule
+from .traced import Rows
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class CommitteeTrainer(Trainer):
     """Train all members on each mini-batch, each on the samples that the rule chooses for it.
 
     An iteration scores, selects and updates (the paper, section 2.2): every member's cross entropy on every sample is
-    taken before any update; then each member takes one optimiser step on its own samples only. Afterwards
+    taken before any update; then each member takes one optimiser step on its own samples only. How many forward passes
+    that takes is `passes`' business, and changes nothing but time and memory. Afterwards
     `state.output` holds image, label, pred (the members' mean probability before the update) and loss (the mean of the
     members' training losses), and `state.choice` the `Choice`.
 
@@ -44,6 +47,7 @@ class CommitteeTrainer(Trainer):
         optimizer: over the parameters of all members.
         loss_function: `loss(output, label)`; output is what a member returns in train mode.
         select: the rule, `(members, samples)` losses to `(members, samples)` bool.
+        passes: runs a member over a mini-batch; `OneForward` by default, `TwoForwards` for less memory.
         gradient_clip: the largest norm of one member's gradients.
         precision: "auto", "float32", "bfloat16" or "float16"; see `precision.autocast`.
         inferer: calls a member on a batch.
@@ -63,6 +67,7 @@ class CommitteeTrainer(Trainer):
         optimizer: torch.optim.Optimizer,
         loss_function: nn.Module,
         select: Rule,
+        passes: Passes | None = None,
         gradient_clip: float = 12.0,
         precision: str = "auto",
         epoch_length: int | None = None,
@@ -85,6 +90,7 @@ class CommitteeTrainer(Trainer):
         self.optimizer = optimizer
         self.loss_function = loss_function
         self.select = select
+        self.passes = passes or OneForward()
         self.gradient_clip = gradient_clip
         self.inferer = inferer or SimpleInferer()
         self.autocast = autocast(self.state.device, precision)
@@ -100,7 +106,9 @@ class CommitteeTrainer(Trainer):
         samples = list(zip(batchdata["case"], (int(i) for i in batchdata["slice"]), strict=True))
         self.network.train()
 
-        losses, probability = self.score(image, label)
+        forwards = self.forward(image)
+        losses, probability = score([forward.logits for forward in forwards], label)
+        losses = losses.cpu()  # a GPU is waited for once
         engine.state.output = {"image": image, "label": label, "pred": probability}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         require_finite(losses, samples)
@@ -109,36 +117,39 @@ class CommitteeTrainer(Trainer):
         scores = rule.scores(losses)  # (members, samples)
         kept = rule.choose(scores)  # (members, samples) bool; together they are rule(losses)
 
-        learned = self.learn(image, label, kept)
+        learned = self.learn(forwards, label, kept)
         self.network.iterations_trained += 1  # type: ignore[operator, assignment]  # a buffer
         require_finite(learned[:, None], samples)
 
-        engine.state.choice = Choice(losses.cpu(), scores.cpu(), kept.cpu(), learned.cpu(), samples)
+        engine.state.choice = Choice(losses, scores, kept, learned.cpu(), samples)
         engine.state.output["loss"] = learned.mean()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
-    @torch.no_grad()
-    def score(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Return every member's cross entropy on every sample, `(members, samples)`, and the mean probability."""
-        losses, probability = [], torch.zeros(())
-        for member in self.network.members:
-            with self.autocast:
-                logits = finest(self.inferer(image, member))
-            losses.append(cross_entropy_per_sample(logits, label))
-            probability = probability.to(logits.device) + logits.float().softmax(dim=1) / len(self.network.members)
-        return torch.stack(losses), probability
+    def forward(self, image: Tensor) -> list[Forward]:
+        """Run every member on all samples."""
+        forwards = []
+        with self.passes.places(len(self.network.members), image.device) as places:
+            for member, place in zip(self.network.members, places, strict=True):
+                with place:
+                    forwards.append(self.passes(member, image, inferer=self.inferer, autocast=self.autocast))
+        return forwards
 
-    def learn(self, image: Tensor, label: Tensor, kept: Tensor) -> Tensor:
+    def learn(self, forwards: Sequence[Forward], label: Tensor, kept: Tensor) -> Tensor:
         """Take one optimiser step of every member on its chosen samples; return the losses, `(members,)`."""
         self.optimizer.zero_grad(set_to_none=True)  # None, not 0: momentum must not move a member without gradients
-        learned = []
-        for member, chosen in zip(self.network.members, kept, strict=True):
-            with self.autocast:
-                output = self.inferer(image[chosen], member)
-            loss = self.loss_function(output, label[chosen])
-            self.grad_scaler.scale(loss).backward()
-            learned.append(loss.detach())
+        learned: list[Tensor] = []
+        with self.passes.places(len(forwards), label.device) as places:
+            for forward, chosen, place in zip(forwards, kept, places, strict=True):
+                rows = Rows.of(chosen.nonzero()[:, 0].tolist())
+
+                def scaled_loss(output: Any, chosen_label: Tensor = label[rows.order]) -> Tensor:
+                    loss = self.loss_function(output, chosen_label)
+                    learned.append(loss.detach())
+                    return self.grad_scaler.scale(loss)
+
+                with place:
+                    forward.backward(rows, scaled_loss)
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.grad_scaler.unscale_(self.optimizer)
         for member in self.network.members:
@@ -146,6 +157,16 @@ class CommitteeTrainer(Trainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         return torch.stack(learned)
+
+
+@torch.no_grad()
+def score(logits: Sequence[Tensor], label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every member's cross entropy on every sample, `(members, samples)`, and the mean probability."""
+    losses = torch.stack([cross_entropy_per_sample(of_member, label) for of_member in logits])
+    probability = torch.zeros_like(logits[0], dtype=torch.float32)
+    for of_member in logits:
+        probability += of_member.float().softmax(dim=1)
+    return losses, probability / len(logits)
 
 
 def require_finite(losses: Tensor, samples: Sequence[tuple[str, int]]) -> None:

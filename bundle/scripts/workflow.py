@@ -16,6 +16,7 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
+from .allocator import keep_freed_memory
 from .errors import BadInput, one_line_errors
 from .location import bundle_root
 
@@ -29,6 +30,7 @@ def begin(*, seed: int | None = None) -> None:
         BadInput: a top-level key that nothing uses, most often a typo in an override.
     """
     one_line_errors()
+    keep_freed_memory()
     for module in NOISE:
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
         logging.getLogger(module).setLevel(logging.CRITICAL)  # errors come as exceptions
