@@ -3,10 +3,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.metrics.utils import get_code_to_measure_table
 from scipy import ndimage
 
 from cyclic_committee.scripts.errors import BadInput
@@ -14,6 +16,7 @@ from cyclic_committee.scripts.metrics import (
     OrganScore,
     as_rows,
     check_tolerance,
+    crop_to_foreground,
     dice,
     organ_names,
     organ_scores,
@@ -51,6 +54,51 @@ def reference_nsd() -> Callable[..., float]:
         return package.compute_surface_dice_at_tolerance(distances, tolerance_mm)
 
     return nsd
+
+
+def plain_surface_dice(
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: Spacing, tolerance_mm: float
+) -> float:
+    """Compare every element of one surface with every one of the other, in float64."""
+    areas, kernel = (table.numpy() for table in get_code_to_measure_table(list(spacing_mm), device="cpu"))
+    codes = []
+    for mask in (prediction, reference):
+        padded = np.pad(mask, 1).astype(int)
+        codes.append(ndimage.correlate(padded, kernel.reshape(2, 2, 2).astype(int), mode="constant"))
+    places = [np.argwhere((code > 0) & (code < 255)) for code in codes]
+    steps = places[0][:, None] - places[1][None]
+    within = np.sqrt(((steps * np.asarray(spacing_mm, dtype=np.float64)) ** 2).sum(axis=-1)) <= tolerance_mm
+    near = [within.any(axis=1), within.any(axis=0)]
+    weights = [areas[code[tuple(place.T)]].astype(float) for code, place in zip(codes, places, strict=True)]
+    return float(sum(w[n].sum() for w, n in zip(weights, near, strict=True)) / sum(w.sum() for w in weights))
+
+
+def random_blobs(seed: int, *, sizes: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return two masks that resemble each other, touch the border, and lie in memory in one of several orders."""
+    random = np.random.default_rng(seed)
+    field = ndimage.gaussian_filter(random.normal(size=random.integers(*sizes, 3)), random.uniform(0.5, 2))
+    other = np.roll(field + 0.3 * field.std() * random.normal(size=field.shape), seed % 4, axis=seed % 3)
+    threshold = np.quantile(field, random.uniform(0.3, 0.95))
+    prediction, reference = other > threshold, field > threshold
+    prediction.flat[seed % prediction.size] = reference.flat[-1] = True  # neither is empty
+    ways: list[Callable[[np.ndarray], np.ndarray]] = [
+        np.ascontiguousarray,
+        np.asfortranarray,
+        lambda mask: np.ascontiguousarray(mask.transpose(1, 2, 0)).transpose(2, 0, 1),
+        lambda mask: np.repeat(mask, 2, axis=1)[:, ::2],
+        lambda mask: np.asfortranarray(mask[::-1, :, ::-1])[::-1, :, ::-1],
+    ]
+    return ways[seed % 5](prediction), ways[seed // 5 % 5](reference)
+
+
+SPACINGS_MM = [0.3, 0.5, 0.6, 0.78125, 0.8, 1, 2, 2.5, 3, 5, 8]
+TOLERANCES_MM = [0, 0.5, 1, 1, 2, 3, 4, 5, 7, 10, 15, 20]
+
+
+def random_settings(seed: int) -> tuple[Spacing, float]:
+    random = np.random.default_rng(seed + 1000)
+    x, y, z = random.choice(SPACINGS_MM, 3).tolist()
+    return (x, y, z), float(random.choice(TOLERANCES_MM))
 
 
 def test_two_empty_masks_agree_perfectly() -> None:
@@ -163,18 +211,36 @@ def test_the_surface_dice_equals_values_computed_with_deepminds_package(
     assert nsd == pytest.approx(expected, abs=1e-7)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(60))
 def test_the_surface_dice_equals_deepminds_package_on_random_blobs(seed: int) -> None:
     nsd = reference_nsd()
-    random = np.random.default_rng(seed)
-    spacing_mm = tuple(random.choice([0.5, 0.6, 0.78125, 0.8, 1, 2.5, 3, 5], 3).tolist())
-    tolerance_mm = float(random.choice([0.5, 1, 1, 2, 5]))
-    field = ndimage.gaussian_filter(random.normal(size=random.integers(6, 30, 3)), 1.5)
-    other = np.roll(field + 0.3 * field.std() * random.normal(size=field.shape), 1, axis=seed % 3)
-    threshold = np.quantile(field, random.uniform(0.3, 0.9))
-    prediction, reference = other > threshold, field > threshold  # blobs that touch the volume's border
+    prediction, reference = random_blobs(seed, sizes=(3, 30))
+    spacing_mm, tolerance_mm = random_settings(seed)
     ours = surface_dice(prediction, reference, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
     assert ours == pytest.approx(nsd(prediction, reference, spacing_mm, tolerance_mm), abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_surface_dice_equals_that_of_all_pairs_of_elements(seed: int) -> None:
+    prediction, reference = random_blobs(seed, sizes=(1, 9))
+    spacing_mm, tolerance_mm = random_settings(seed)
+    ours = surface_dice(prediction, reference, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
+    assert ours == pytest.approx(plain_surface_dice(prediction, reference, spacing_mm, tolerance_mm), abs=1e-12)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("tolerance_mm", [2.0, 7.0, 20.0])
+def test_parts_that_lie_apart_are_near_from_the_tolerance_on(axis: int, tolerance_mm: float) -> None:
+    gap_mm = 2.0 * np.arange(1, 12)  # between two voxels so many voxels of 2 mm apart, along any axis
+    for voxels, nearest_mm in enumerate(gap_mm, start=2):
+        shape = [1, 1, 1]
+        shape[axis] = voxels + 1
+        prediction, reference = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        prediction.flat[0] = reference.flat[-1] = True
+        nsd = surface_dice(prediction, reference, spacing_mm=(2.0, 2.0, 2.0), tolerance_mm=tolerance_mm)
+        # 4 corners of each voxel face the other voxel, 4 are a voxel further away
+        expected = 0.5 * (nearest_mm <= tolerance_mm) + 0.5 * (nearest_mm + 2 <= tolerance_mm)
+        assert nsd == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +252,11 @@ def test_the_surface_dice_equals_deepminds_package_on_random_blobs(seed: int) ->
         ((3, 0, 0), (0.7, 0.7, 0.7), 2.1),
         ((10, 0, 0), (0.1, 0.1, 0.1), 1.0),
         ((1, 1, 0), (3.0, 4.0, 5.0), 5.0),
+        ((3, 4, 0), (0.7, 0.7, 0.7), 3.5),
+        ((2, 3, 6), (0.9, 0.9, 0.9), 6.3),
+        ((6, 3, 2), tuple(np.float32([0.9, 0.9, 0.9])), 6.3),
+        ((6, 0, 0), (1.1, 0.3, 0.3), 6.6),
+        ((0, 0, 4), (0.8, 0.8, 4.9), 19.6),
     ],
 )
 def test_rounding_at_the_tolerance_is_that_of_deepminds_package(
@@ -194,8 +265,10 @@ def test_rounding_at_the_tolerance_is_that_of_deepminds_package(
     nsd = reference_nsd()
     reference = box((5, 3, 2), (4, 17, 4), (24, 24, 12))
     prediction = np.roll(reference, step, axis=(0, 1, 2))
-    ours = surface_dice(prediction, reference, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
-    assert ours == pytest.approx(nsd(prediction, reference, spacing_mm, tolerance_mm), abs=1e-7)
+    for order in ("C", "F"):
+        masks = [np.asarray(mask, order=order) for mask in (prediction, reference)]
+        ours = surface_dice(*masks, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
+        assert ours == pytest.approx(nsd(prediction, reference, spacing_mm, tolerance_mm), abs=1e-7)
 
 
 @pytest.mark.skipif(not CT_LABEL.exists(), reason="the example CT isn't here")
@@ -222,6 +295,59 @@ def test_every_organ_is_scored_by_the_official_rules() -> None:
         OrganScore(3, "spleen", 0.0, 0.0),
         OrganScore(4, "pancreas", 1.0, 1.0),
     ]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_organs_scores_are_those_of_its_masks(kind: type, order: Literal["C", "F"]) -> None:
+    random = np.random.default_rng(3)
+    reference = ndimage.zoom(random.integers(0, 4, (4, 3, 3)), 5, order=0)  # organs that touch each other
+    prediction = np.where(random.random(reference.shape) < 0.1, 0, np.roll(reference, 1, axis=1))
+    labels = {3: "a", 1: "b", 200: "c"}
+    scores = organ_scores(
+        np.asarray(prediction, dtype=kind, order=order),
+        reference.astype(np.uint8),
+        labels=labels,
+        spacing_mm=(0.8, 0.9, 2.5),
+        tolerance_mm=2.0,
+    )
+    assert [(score.label, score.organ) for score in scores] == list(labels.items())
+    for score in scores:
+        masks = prediction == score.label, reference == score.label
+        assert score.dsc == dice(*masks)
+        assert score.nsd == surface_dice(*masks, spacing_mm=(0.8, 0.9, 2.5), tolerance_mm=2.0)
+    assert 0 < scores[0].nsd < 1
+
+
+def test_label_maps_are_left_as_they_are() -> None:
+    prediction, reference = np.full((4, 4, 4), 1, dtype=np.uint8), np.full((4, 4, 4), 2, dtype=np.uint8)
+    for ids in (prediction, reference):
+        ids.setflags(write=False)
+    scores = organ_scores(prediction, reference, labels={1: "a", 2: "b"}, spacing_mm=ISOTROPIC)
+    assert [(score.dsc, score.nsd) for score in scores] == [(0, 0), (0, 0)]
+
+
+def test_label_maps_of_other_shapes_are_refused() -> None:
+    with pytest.raises(BadInput, match="one shape"):
+        organ_scores(np.ones((4, 4, 4), int), np.ones((4, 4, 3), int), labels={1: "a"}, spacing_mm=ISOTROPIC)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([], (0, 0, 0)),
+        ([(2, 3, 1)], (1, 1, 1)),
+        ([(0, 0, 0), (5, 4, 3)], (6, 5, 4)),
+        ([(1, 0, 2), (3, 4, 2)], (3, 5, 1)),
+    ],
+)
+def test_volumes_are_cut_to_what_either_of_them_holds(found: list[Any], expected: tuple[int, ...]) -> None:
+    prediction, reference = np.zeros((2, 6, 5, 4), dtype=np.uint8)
+    for number, place in enumerate(found):
+        (prediction, reference)[number % 2][place] = 7
+    cut = crop_to_foreground(prediction, reference)
+    assert [volume.shape for volume in cut] == [expected, expected]
+    assert [volume.sum() for volume in cut] == [prediction.sum(), reference.sum()]
 
 
 def test_the_spacing_and_the_tolerance_reach_the_surface_dice() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def evaluate(folders: tuple[Path, Path], **settings: Any) -> list[ScoreRow]:
-    return evaluate_folders(*folders, **{"labels": LABELS, **settings})
+    return evaluate_folders(*folders, **{"labels": LABELS, "processes": 0, **settings})
 
 
 def test_the_table_has_one_line_per_case_and_organ(tmp_path: Path) -> None:
@@ -190,6 +191,52 @@ def test_whole_numbers_may_be_stored_as_floats_and_label_ids_given_as_strings(fo
     assert [row["dsc"] for row in rows] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("processes", [1, 2, 5, None])
+def test_several_processes_give_the_same_rows_in_the_same_order(
+    processes: int | None, folders: tuple[Path, Path]
+) -> None:
+    for case in range(7):
+        write(folders[0] / f"case_{case}.nii.gz", np.roll(label_map(), case % 3, axis=2))
+        write(folders[1] / f"case_{case}.nii.gz")
+    one_by_one = evaluate(folders, processes=0)
+    assert len({row["nsd"] for row in one_by_one}) > 2
+    assert evaluate(folders, processes=processes) == one_by_one
+
+
+@pytest.mark.parametrize(("settings", "expected"), [({}, None), ({"processes": 3}, 3)])
+def test_cases_are_scored_by_so_many_processes(
+    settings: dict[str, int], expected: int | None, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def for_each(function: Callable[[Any], Any], items: Sequence[Any], *, processes: int | None, **_: str) -> Any:
+        asked.append(processes)
+        return map(function, items)
+
+    monkeypatch.setattr(module, "for_each", for_each)
+    assert len(evaluate_folders(*folders, labels=LABELS, **settings)) == 4
+    assert asked == [expected]
+
+
+def test_every_label_map_is_read_once_and_as_it_is_stored(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, scored, files = module.read_voxels, module.organ_scores, []
+
+    def read_and_note(volume: Any) -> np.ndarray:
+        files.append(Path(volume.get_filename()))
+        return read(volume)
+
+    def score_bytes(*maps: np.ndarray, **settings: Any) -> list[OrganScore]:
+        assert [ids.dtype for ids in maps] == [np.uint8, np.uint8]
+        return scored(*maps, **settings)
+
+    monkeypatch.setattr(module, "read_voxels", read_and_note)
+    monkeypatch.setattr(module, "organ_scores", score_bytes)
+    evaluate(folders)
+    assert sorted(files) == sorted(file for folder in folders for file in folder.iterdir())
+
+
 def no_predictions(predictions: Path, references: Path) -> str:
     for file in predictions.iterdir():
         file.unlink()
@@ -275,6 +322,23 @@ def test_what_cannot_be_compared_is_named_in_one_line(spoil: Any, folders: tuple
     with pytest.raises(BadInput, match=pattern) as error:
         evaluate(folders)
     assert "\n" not in str(error.value)
+
+
+def refusal(folders: tuple[Path, Path], *, processes: int) -> str:
+    try:
+        evaluate(folders, processes=processes)
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("spoil", VOXELS, ids=lambda spoil: spoil.__name__)
+def test_what_another_process_refuses_is_named_in_the_same_line(spoil: Any, folders: tuple[Path, Path]) -> None:
+    spoil(*folders)
+    line = refusal(folders, processes=2)
+    assert "train_001.nii.gz: " in line
+    assert "\n" not in line
+    assert line == refusal(folders, processes=0)
 
 
 @pytest.mark.parametrize("spoil", HEADERS, ids=lambda spoil: spoil.__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -66,21 +67,21 @@ def for_each(
         collate_fn=as_it_is,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
-    results = iter(tqdm(loader, desc=description, unit="case", leave=False, disable=None))
-    while True:
-        try:
-            result, problem = next(results)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise BadInput(
-                f"{description}: a process was ended from outside ({error}). Use fewer processes."
-            ) from error
-        if problem:
-            raise BadInput(problem)
-        yield result
+    with contextlib.closing(iter(tqdm(loader, desc=description, unit="case", leave=False, disable=None))) as results:
+        while True:
+            try:
+                result, problem = next(results)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise BadInput(
+                    f"{description}: a process was ended from outside ({error}). Use fewer processes."
+                ) from error
+            if problem:
+                raise BadInput(problem)
+            yield result
 
 
 def as_it_is(result: Any) -> Any:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -14,11 +15,19 @@ from typing import Any, Literal
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from nibabel.spatialimages import SpatialImage
-from tqdm import tqdm
 
 from .cases import CHANNEL_SUFFIX, list_volumes
 from .errors import BadInput
-from .metrics import ScoreRow, as_rows, check_tolerance, organ_names, organ_scores
+from .metrics import (
+    OrganScore,
+    ScoreRow,
+    as_rows,
+    check_tolerance,
+    crop_to_foreground,
+    organ_names,
+    organ_scores,
+)
+from .parallel import for_each
 from .volumes import as_label_ids, case_name, grid_shift_mm, open_volume, read_voxels, tolerable_shift_mm
 
 COLUMNS = ("case", "label", "organ", "dsc", "nsd")
@@ -111,26 +120,44 @@ def evaluate_folders(
     *,
     labels: Mapping[int, str] | Mapping[str, str],
     tolerance_mm: float = 1.0,
+    processes: int | None = None,
 ) -> list[ScoreRow]:
     """Score a folder of NIfTI label maps against the references of the same names.
 
     The reference `train_000.nii.gz` belongs to the prediction `train_000.nii.gz` or `train_000_0000.nii.gz`, the
-    image's name. The spacing is that of the reference's header. Raises `BadInput`, before anything is scored: for a
-    missing or empty folder, a file without a partner, a file that isn't a 3D NIfTI file, a pair on different grids;
-    while scoring: for a truncated file, and for values other than 0 and `labels`.
+    image's name. The spacing is that of the reference's header.
+
+    Args:
+        predictions: folder of label maps.
+        references: folder of label maps of the same names.
+        labels: label id -> organ name; the ids may be strings.
+        tolerance_mm: of the NSD.
+        processes: that score a case each, with both its maps in memory; by default as many as there are cores, 8 at
+            most. 0 means in this process. The rows and their order don't depend on it.
+
+    Raises:
+        BadInput: before anything is scored: a missing or empty folder, a file without a partner, a file that isn't a
+            3D NIfTI file, a pair on different grids; while scoring, for the first such case: a truncated file, values
+            other than 0 and `labels`.
     """
     names = organ_names(labels)
     check_tolerance(tolerance_mm)
     pairs = _match(list_volumes(Path(predictions)), list_volumes(Path(references)))
     for prediction, reference in pairs.values():
         _require_same_grid(open_volume(prediction), open_volume(reference))
-    rows = []
-    for case, files in tqdm(pairs.items(), "scoring", unit="case", disable=None, leave=False):
-        maps = [as_label_ids(read_voxels(open_volume(file)), names, file) for file in files]  # (x, y, z) each
-        x, y, z = (float(size) for size in open_volume(files[1]).header.get_zooms())
-        scores = organ_scores(*maps, labels=names, spacing_mm=(x, y, z), tolerance_mm=tolerance_mm)
-        rows += as_rows(case, scores)
-    return rows
+    score = partial(_score_case, labels=names, tolerance_mm=tolerance_mm)
+    scores = for_each(score, list(pairs.values()), description="scoring", processes=processes)
+    return [row for case, of_case in zip(pairs, scores, strict=True) for row in as_rows(case, of_case)]
+
+
+def _score_case(files: tuple[Path, Path], *, labels: Mapping[int, str], tolerance_mm: float) -> list[OrganScore]:
+    """Score a prediction's file against its reference's."""
+    volumes = [open_volume(file) for file in files]
+    maps = crop_to_foreground(*(read_voxels(volume) for volume in volumes))  # (x, y, z) each
+    # turned: voxels come in Fortran's order, in which they would be sorted across the memory, ten times as slow
+    prediction, reference = (as_label_ids(ids, labels, file) for ids, file in zip(maps, files, strict=True))
+    x, y, z = (float(size) for size in volumes[1].header.get_zooms())
+    return organ_scores(prediction, reference, labels=labels, spacing_mm=(x, y, z), tolerance_mm=tolerance_mm)
 
 
 def _mean_and_sd(values: Sequence[float]) -> dict[str, float]:

@@ -194,7 +194,7 @@ def as_label_ids(voxels: np.ndarray, labels: Mapping[Any, str], path: str | Path
         BadInput: an id that is neither 0 nor in `labels`, a number that isn't whole.
     """
     known = {0, *label_ids(labels)}
-    found = np.unique(voxels)
+    found = np.unique(voxels.ravel(order="K"))  # as they lie in memory
     unknown = [value for value in found.tolist() if value not in known]
     if unknown:
         raise BadInput(
