@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Workflow
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 
 from cyclic_committee.scripts.committee import Committee
 from cyclic_committee.scripts.errors import BadInput, find_bad_input
-from cyclic_committee.scripts.label_map_writer import write_label_map
+from cyclic_committee.scripts.label_map_writer import LabelMapWriter, write_label_map
 from cyclic_committee.scripts.network import UNet2d
 from cyclic_committee.scripts.phantom import LABELS, make_phantom
 from cyclic_committee.scripts.score_report import evaluate_folders
@@ -234,6 +238,107 @@ def test_a_label_map_that_cannot_be_written_leaves_the_old_one(
         write_label_map(np.zeros(scan.shape, np.uint8), tmp_path / "scan.nii.gz", tmp_path / "labels")
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["scan.nii.gz"]
+
+
+def fail_to_save(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the disk be full when a file whose name holds `name` is written, half of it."""
+    save = nib.save
+
+    def full(image: Any, path: Path) -> None:
+        if name in Path(path).name:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(image, path)
+
+    monkeypatch.setattr(nib, "save", full)
+
+
+@pytest.mark.parametrize("full", ["a", "b", "c"])
+def test_a_label_map_that_cannot_be_written_meanwhile_stops_the_run(
+    infer: Callable[..., Path], scan: nib.Nifti1Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        nib.save(scan, tmp_path / "images" / f"{name}.nii.gz")
+    fail_to_save(monkeypatch, f"{full}.nii.gz")
+    with pytest.raises(RuntimeError) as caught:
+        infer(tmp_path / "images", tmp_path / "labels")
+    assert f"{full}.nii.gz: can't be written" in str(find_bad_input(caught.value))
+    written = sorted(path.name[0] for path in (tmp_path / "labels").iterdir())
+    assert written == [name for name in "abc" if name < full]  # nothing half-written, nothing after it
+
+
+def test_neither_a_failed_write_nor_the_error_after_it_is_lost(
+    infer: Callable[..., Path], scan: nib.Nifti1Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        nib.save(scan, tmp_path / "images" / f"{name}.nii.gz")
+    damaged = tmp_path / "images" / "b.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:20000])
+    fail_to_save(monkeypatch, "a.nii.gz")
+    with pytest.raises(RuntimeError) as caught:
+        infer(tmp_path / "images", tmp_path / "labels")
+    failed_write = find_bad_input(caught.value)
+    assert "a.nii.gz: can't be written" in str(failed_write)
+    assert failed_write is not None
+    assert "b.nii.gz: damaged or truncated" in str(find_bad_input(failed_write.__cause__))
+
+
+def writing_engine(tmp_path: Path, scan: nib.Nifti1Image, step: Callable[[int], None]) -> Engine:
+    """An engine that labels `0.nii.gz`, `1.nii.gz` and so on with 1, and does a step before each."""
+
+    def update(engine: Engine, number: int) -> list[dict[str, Any]]:
+        step(number)
+        nib.save(scan, tmp_path / f"{number}.nii.gz")
+        image = MetaTensor(torch.zeros(1, 1, 1, 1), meta={"filename_or_obj": str(tmp_path / f"{number}.nii.gz")})
+        engine.state.batch = [{"image": image}]
+        return [{"pred": torch.ones(1, *scan.shape, dtype=torch.uint8)}]
+
+    engine = Engine(update)
+    LabelMapWriter(str(tmp_path / "labels")).attach(engine)
+    return engine
+
+
+def test_label_maps_are_written_meanwhile_and_the_run_ends_when_all_are(
+    scan: nib.Nifti1Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_has_begun, writers, save = threading.Event(), set(), nib.save
+
+    def slow(image: Any, path: Path) -> None:
+        if Path(path).parent.name == "labels":
+            assert next_has_begun.wait(20)  # never, if the next volume waited for this one
+            writers.add(threading.current_thread().name)
+            time.sleep(0.1)
+        save(image, path)
+
+    monkeypatch.setattr(nib, "save", slow)
+    engine = writing_engine(tmp_path, scan, lambda number: next_has_begun.set() if number else None)
+    engine.run([0, 1])
+    assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["0.nii.gz", "1.nii.gz"]
+    assert len(writers) == 1
+    assert threading.current_thread().name not in writers
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "with a handler that raises"])
+def test_an_error_passes_the_writer_once_all_is_written(scan: nib.Nifti1Image, tmp_path: Path, others: bool) -> None:
+    def step(number: int) -> None:
+        if number == 1:
+            raise BadInput("1.nii.gz: bad. Mend it.")
+
+    engine, told = writing_engine(tmp_path, scan, step), []
+
+    def tell(engine: Engine, error: BaseException) -> None:
+        told.append(sorted(path.name for path in (tmp_path / "labels").iterdir()))
+        raise error
+
+    if others:
+        engine.add_event_handler(Events.EXCEPTION_RAISED, tell)
+    with pytest.raises(BadInput, match=r"1\.nii\.gz: bad"):
+        engine.run([0, 1])
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["0.nii.gz"]
+    assert bool(told) == others
+    assert all(written == ["0.nii.gz"] for written in told)
 
 
 def test_evaluation_writes_scores_pictures_and_a_table(

@@ -40,11 +40,15 @@ class Committee(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the mean of the voters' softmaxes: `(samples, channels, h, w)` to `(samples, classes, h, w)`."""
-        probabilities: list[Tensor] = []
+        total = torch.zeros(())
         for k, member in enumerate(self.members):
             if k in self.voters:
-                probabilities.append(torch.softmax(member(image).float(), dim=1))
-        return torch.stack(probabilities).mean(dim=0)
+                probability = torch.softmax(member(image).float(), dim=1)
+                if total.dim() == 0:
+                    total = torch.zeros_like(probability)
+                total += probability  # not stacked: one member's probabilities at a time
+        total /= len(self.voters)
+        return total
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights, always strictly: MONAI Label asks for a loose match and would infer with random weights.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.inferers import Inferer, sliding_window_inference
+from monai.inferers import Inferer
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -15,19 +19,25 @@ from tqdm import tqdm
 from .committee import require_training
 from .normalisation import Normalisation, fit_channels, nonzero_box
 from .precision import autocast
-from .resampling import Resampling, resample_slices, resampled_size
+from .resampling import Resampling, resampled_size
 from .volumes import label_ids
 
 GAUSSIAN_SIGMA = 0.125  # of the tile's size: nnU-Net's weighting
+PIXELS_AT_ONCE = 512 * 512  # in the networks: more is no faster on CPUs, and takes more memory
+PREPARED_AT_ONCE = 16  # slices: each call of the resampling makes its splines anew
 
 
 class SliceInferer(Inferer):
-    """Label a volume slice batch by slice batch: no array of classes x volume is ever made.
+    """Label a volume slice batch by slice batch: no float copy of the volume and no array of classes x volume is made.
 
     As in training, the image is cropped to what isn't 0, and each batch of slices is resampled in-plane to the
     training's spacing (cubic) and then normalised. It goes through the network in tiles, overlapping by half and
     weighted by a Gaussian, as in nnU-Net; the probabilities are resampled back (linear), and the largest gives the
-    label.
+    label. The volume keeps its own number format, int16 for most CTs, until a batch of slices is taken from it.
+
+    Slices that are constant once they were prepared, such as air, are all the same to the network: it sees the first
+    one of each value, and the others take its labels. Nothing else is skipped: InstanceNorm makes a pixel's label
+    depend on the whole tile, margins included.
 
     Args:
         tile_size: x and y, in pixels at `spacing_mm`; slices that fit are one tile, padded with `padding`.
@@ -35,8 +45,9 @@ class SliceInferer(Inferer):
         normalise: of each channel.
         resampling: before or after the normalisation.
         labels: label id -> name; the network's classes are the background and the ids in rising order.
-        batch_size: slices at a time.
-        overlap: of neighbouring tiles, as a share.
+        batch_size: slices, or tiles of slices, that the network sees at a time; by default as many as have
+            512 x 512 pixels, but 16 at most. More is no faster on CPUs; GPUs are better used by 4 or 8.
+        overlap: of neighbouring tiles, as a share, at least; they are spread evenly.
         mirror: average over the four mirror images, too: four times the work.
         padding: the value beyond the border of a slice: 0 after normalisation, as in training.
         precision: see `precision.autocast`.
@@ -50,7 +61,7 @@ class SliceInferer(Inferer):
         normalise: Sequence[Normalisation],
         resampling: Resampling,
         labels: Mapping[Any, str],
-        batch_size: int = 8,
+        batch_size: int | None = None,
         overlap: float = 0.5,
         mirror: bool = False,
         padding: float = 0.0,
@@ -62,7 +73,7 @@ class SliceInferer(Inferer):
         self.normalise = normalise
         self.resampling = resampling
         self.label_ids = torch.tensor([0, *label_ids(labels)], dtype=torch.uint8)
-        self.batch_size = batch_size
+        self.batch_size = batch_size or min(PREPARED_AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(tile_size)))
         self.overlap = overlap
         self.flips: list[list[int]] = [[], [2], [3], [2, 3]] if mirror else [[]]
         self.padding = padding
@@ -72,9 +83,9 @@ class SliceInferer(Inferer):
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return label maps, uint8 `(volumes, 1, x, y, z)`, for images `(volumes, channels, x, y, z)`.
 
-        The images have their slices along z, and intensities as in their files. Their spacing is taken from the
-        MetaTensor's affine; a plain tensor is taken to be at `spacing_mm`. The result is of the inputs' kind, with
-        their meta data.
+        The images have their slices along z, and intensities as in their files, in any number format. Their spacing is
+        taken from the MetaTensor's affine; a plain tensor is taken to be at `spacing_mm`. The result is of the inputs'
+        kind, with their meta data.
 
         Raises:
             BadInput: the network's weights were never loaded or trained; another number of channels than `normalise`
@@ -83,30 +94,53 @@ class SliceInferer(Inferer):
         require_training(network)
         spacing_mm = in_plane_spacing_mm(inputs) or self.spacing_mm
         volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        boxes = [content_box(volume) for volume in volumes]  # beyond them nothing was seen in training: background
         labels = torch.zeros((len(volumes), 1, *volumes.shape[2:]), dtype=torch.uint8, device=volumes.device)
-        for volume, label in zip(volumes, labels, strict=True):
-            box = (slice(None), *nonzero_box(volume))  # beyond it nothing was seen in training: background
-            label[box] = self.label_volume(volume[box], network, spacing_mm, name=name_of(inputs))
+        for volume, label, box in zip(volumes, labels, boxes, strict=True):
+            self.label_volume(volume[box], network, spacing_mm, name=name_of(inputs), out=label[box])
         if isinstance(inputs, MetaTensor):  # Invertd leaves a plain tensor as it is, in the wrong orientation
             return MetaTensor(labels).copy_meta_from(inputs)
         return labels
 
-    def label_volume(self, volume: Tensor, network: nn.Module, spacing_mm: Sequence[float], *, name: str) -> Tensor:
-        """Return the label map `(1, x, y, z)` uint8 of one image `(channels, x, y, z)`."""
+    def label_volume(
+        self, volume: Tensor, network: nn.Module, spacing_mm: Sequence[float], *, name: str, out: Tensor
+    ) -> None:
+        """Write the label map of one image `(channels, x, y, z)` into `out`, `(1, x, y, z)` uint8."""
         fitted = fit_channels(volume, self.normalise, name=name)
-        ids = self.label_ids.to(volume.device)
-        size = volume.shape[1:3]
-        at_training = resampled_size(size, spacing_mm, self.spacing_mm)
-        label = torch.empty((1, *volume.shape[1:]), dtype=torch.uint8, device=volume.device)
-        starts = range(0, volume.shape[3], self.batch_size)
-        for start in tqdm(starts, desc="slices", unit="batch", leave=False, disable=None):
-            slices = volume[..., start : start + self.batch_size].permute(3, 0, 1, 2)  # (slices, channels, x, y)
-            channels = zip(fitted, slices.float().unbind(dim=1), strict=True)
-            prepared = [self.resampling(channel, at_training, normalise) for normalise, channel in channels]
-            probability = self.predict(torch.stack(prepared, dim=1), network)
-            largest = resample_slices(probability, size, order=1).argmax(dim=1)  # (slices, x, y)
-            label[0, ..., start : start + self.batch_size] = ids[largest].permute(1, 2, 0)
-        return label
+        at_training = resampled_size(volume.shape[1:3], spacing_mm, self.spacing_mm)
+        label_of: dict[tuple[float, ...], Tensor] = {}  # value of a constant slice, in each channel -> (x, y) uint8
+        at_once = max(PREPARED_AT_ONCE, self.batch_size)
+        for start in tqdm(range(0, volume.shape[3], at_once), desc="slices", unit="batch", leave=False, disable=None):
+            prepared = self.prepare(volume[..., start : start + at_once], fitted, at_training)
+            values = constant_values(prepared)
+            new = [p for p, v in enumerate(values) if v is None or (v not in label_of and values.index(v) == p)]
+            for first in range(0, len(new), self.batch_size):
+                places = new[first : first + self.batch_size]
+                labels = self.to_labels(self.predict(prepared[places], network), volume.shape[1:3])
+                out[0, ..., [start + place for place in places]] = labels.permute(1, 2, 0)
+                label_of |= {v: labels[n].clone() for n, p in enumerate(places) if (v := values[p]) is not None}
+            for place, value in enumerate(values):
+                if value is not None:
+                    out[0, ..., start + place] = label_of[value]
+
+    def prepare(self, volume: Tensor, fitted: Sequence[Callable[[Tensor], Tensor]], size: Sequence[int]) -> Tensor:
+        """Return slices as the network sees them, `(slices, channels, *size)` float32, of `(channels, x, y, z)`."""
+        slices = volume.permute(3, 0, 1, 2).float()  # (slices, channels, x, y)
+        channels = zip(fitted, slices.unbind(dim=1), strict=True)
+        return torch.stack([self.resampling(channel, size, normalise) for normalise, channel in channels], dim=1)
+
+    def to_labels(self, probability: Tensor, size: Sequence[int]) -> Tensor:
+        """Return the ids of the likeliest classes, `(slices, *size)` uint8, for `(slices, classes, x, y)`.
+
+        Bilinear between pixel centres and constant beyond the outermost: what `resample_slices` does with order 1.
+        """
+        ids = self.label_ids.to(probability.device)
+        labels = []
+        for one in probability.split(1):  # slice by slice: all classes at the image's own size are large
+            if list(one.shape[2:]) != list(size):
+                one = functional.interpolate(one, size=list(size), mode="bilinear", align_corners=False)
+            labels.append(ids[one.max(dim=1).indices])  # argmax takes seven times as long
+        return torch.cat(labels)
 
     def predict(self, slices: Tensor, network: nn.Module) -> Tensor:
         """Return the probabilities of slices at the training's spacing: `(slices, classes, x, y)` float32."""
@@ -118,27 +152,63 @@ class SliceInferer(Inferer):
             (before[1], pads[1] - before[1], before[0], pads[0] - before[0]),
             value=self.padding,
         )
-        total = torch.zeros(())
-        for flip in self.flips:
-            flipped = self.predict_tiles(padded.flip(flip) if flip else padded, network)
-            total = total.to(flipped.device) + (flipped.flip(flip) if flip else flipped)
-        return (total / len(self.flips))[:, :, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
+        probability = self.predict_tiles(padded, network)
+        for flip in self.flips[1:]:
+            probability = probability + self.predict_tiles(padded.flip(flip), network).flip(flip)
+        return probability[:, :, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
 
     def predict_tiles(self, slices: Tensor, network: nn.Module) -> Tensor:
         """Return the probabilities of slices that are at least a tile in size."""
         with autocast(slices.device, self.precision):
             if list(slices.shape[2:]) == self.tile_size:
                 return network(slices).float()
-            probability: Any = sliding_window_inference(
-                slices,
-                roi_size=self.tile_size,
-                sw_batch_size=self.batch_size,
-                predictor=network,
-                overlap=self.overlap,
-                mode="gaussian",
-                sigma_scale=GAUSSIAN_SIGMA,
-            )
-            return probability.float()
+            starts = [
+                tile_starts(n, tile, self.overlap) for n, tile in zip(slices.shape[2:], self.tile_size, strict=True)
+            ]
+            weights = [gaussian(tile).to(slices.device) for tile in self.tile_size]  # along x and y
+            weight = weights[0][:, None] * weights[1]
+            total = torch.zeros(())
+            for x, y in itertools.product(*starts):
+                place = (..., slice(x, x + self.tile_size[0]), slice(y, y + self.tile_size[1]))
+                probability = network(slices[place].contiguous()).float()
+                if total.dim() == 0:
+                    total = probability.new_zeros((*probability.shape[:2], *slices.shape[2:]))
+                total[place].addcmul_(probability, weight)
+        for axis, (along, tile) in enumerate(zip(starts, weights, strict=True), start=2):
+            covered = torch.zeros(slices.shape[axis], device=slices.device)
+            for start in along:
+                covered[start : start + len(tile)] += tile
+            total /= covered[:, None] if axis == 2 else covered
+        return total
+
+
+def tile_starts(size: int, tile: int, overlap: float) -> list[int]:
+    """Return where tiles begin along an axis: as few as overlap by that share, spread evenly (nnU-Net v2)."""
+    number = math.ceil((size - tile) / (tile * (1 - overlap))) + 1
+    return [round(i * (size - tile) / max(1, number - 1)) for i in range(number)]
+
+
+def gaussian(tile: int) -> Tensor:
+    """Return the weights of a tile's pixels along an axis, float32, 1 in the middle (nnU-Net v2)."""
+    pulse = np.zeros(tile)
+    pulse[tile // 2] = 1
+    weights = ndimage.gaussian_filter1d(pulse, tile * GAUSSIAN_SIGMA, mode="constant")
+    return torch.from_numpy((weights / weights.max()).astype(np.float32))
+
+
+def constant_values(slices: Tensor) -> list[tuple[float, ...] | None]:
+    """Return of each slice `(slices, channels, x, y)` the value of each channel, if none of them varies, or None."""
+    low, high = slices.amin(dim=(2, 3)), slices.amax(dim=(2, 3))
+    same = (low == high).all(dim=1).tolist()
+    return [tuple(value) if constant else None for value, constant in zip(low.tolist(), same, strict=True)]
+
+
+def content_box(volume: Tensor) -> tuple[slice, ...]:
+    """Return `nonzero_box` and the channels before it; a look at the faces tells most CTs from masked images."""
+    faces = [volume.select(axis, place) for axis in (1, 2, 3) for place in (0, -1)]
+    if all(bool((face != 0).any()) for face in faces):
+        return (slice(None),) * 4
+    return (slice(None), *nonzero_box(volume))
 
 
 def in_plane_spacing_mm(inputs: Tensor) -> list[float] | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from monai.data import NibabelReader
 from monai.transforms import LoadImaged, MapTransform
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.fileholders import FileHolder
@@ -204,11 +205,27 @@ def as_label_ids(voxels: np.ndarray, labels: Mapping[Any, str], path: str | Path
     return voxels.astype(np.uint8)
 
 
+class CompactReader(NibabelReader):
+    """MONAI's reader, but whole numbers of one or two bytes stay so, as in most CTs; all else becomes float32."""
+
+    def _get_array_data(self, img: Any, filename: Any = None) -> np.ndarray:
+        kept = img.get_data_dtype() in (np.uint8, np.int8, np.int16) and (img.dataobj.slope, img.dataobj.inter) == (
+            1,
+            0,
+        )
+        voxels = np.asanyarray(img.dataobj)
+        return voxels.astype(voxels.dtype.newbyteorder("=") if kept else np.float32, copy=False)
+
+
 class LoadVolumed(LoadImaged):
     """MONAI's `LoadImaged` for NIfTI volumes, with our checks: every error is one line that names the file.
 
     `image` may have channels: a file each, or a fourth dimension. The others are on its grid, of three dimensions.
+    Volumes keep the number format that their file has, as far as `CompactReader` does.
     """
+
+    def __init__(self, keys: Any, **arguments: Any) -> None:
+        super().__init__(keys, **{"reader": CompactReader(), "dtype": None, **arguments})
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         """Return the data with each key's files replaced by their volume, a MetaTensor."""
