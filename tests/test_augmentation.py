@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,17 +12,29 @@ import yaml
 from conftest import BUNDLE, CONFIGS
 from monai.bundle import ConfigParser
 from monai.data import get_track_meta, set_track_meta
-from monai.transforms import Compose, RandScaleIntensity
+from monai.transforms import AdjustContrast, Compose, RandScaleIntensity, RandScaleIntensityd
 from scipy import ndimage, stats
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cyclic_committee.scripts.augmentation import OneStreamCompose, RandEachChanneld, RandRotateScaleCropd, draw_factor
+from cyclic_committee.scripts.augmentation import (
+    OneStreamCompose,
+    RandEachChanneld,
+    RandGamma,
+    RandRotateScaleCropd,
+    draw_factor,
+)
 from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.warping import resample_image, resample_label, sampling_points, spline_coefficients
+from cyclic_committee.scripts.warping import (
+    resample_image,
+    resample_label,
+    sampling_points,
+    scale_image,
+    spline_coefficients,
+)
 
 CONFIG = CONFIGS / "train.yaml"
-SPATIAL, NOISE, BLUR, BRIGHTNESS, CONTRAST, LOW_RESOLUTION, GAMMA_INVERTED, GAMMA, MIRROR_X, MIRROR_Y = range(10)
+SPATIAL, NOISE, BLUR, BRIGHTNESS, CONTRAST, LOW_RESOLUTION, GAMMA_INVERTED, GAMMA, MIRROR = range(9)
 DRAWS = 3000
 Sample = dict[str, Tensor]
 
@@ -81,15 +94,14 @@ def test_the_transforms_stand_in_nnu_nets_order() -> None:
     names = [type(getattr(transform, "transform", transform)).__name__ for transform in configured()]
     assert names == [
         "RandRotateScaleCropd",
-        "RandGaussianNoised",
+        "RandNoised",
         "RandGaussianBlur",
         "RandScaleIntensityd",
-        "RandScaleIntensityFixedMeand",
-        "RandSimulateLowResolution",
+        "RandContrast",
+        "RandLowResolution",
         "RandGamma",
         "RandGamma",
-        "RandFlipd",
-        "RandFlipd",
+        "RandMirrord",
     ]
 
 
@@ -172,7 +184,9 @@ def test_low_resolution_zooms_both_axes_alike_from_a_half() -> None:
     for small in range(round(size / 2), size + 1):
         nearest = np.floor((np.arange(small) + 0.5) * size / small).astype(int)
         low = image[:, nearest][:, :, nearest]
-        candidates[small] = interpolate(low[None], (size, size), mode="bicubic", align_corners=False)[0]
+        candidates[small] = interpolate(low[None].double(), (size, size), mode="bicubic", align_corners=False)[
+            0
+        ].float()
     found = []
     for out in acted(LOW_RESOLUTION, image):
         found.append([small for small, candidate in candidates.items() if torch.allclose(out, candidate, atol=1e-5)])
@@ -203,19 +217,18 @@ def assert_different_channels(values: list[float]) -> None:
     assert stats.pearsonr(first, second).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("number", "axis"), [(MIRROR_X, 1), (MIRROR_Y, 2)])
-def test_half_of_the_samples_are_mirrored_image_and_label_together(number: int, axis: int) -> None:
-    compose = OneStreamCompose([configured()[number]])
+def test_each_axis_is_mirrored_in_half_of_the_samples_image_and_label_together() -> None:
+    compose = OneStreamCompose([configured()[MIRROR]])
     image, label = noisy(1, 8, 9), (noisy(1, 8, 9) > 0).to(torch.uint8)
-    mirrored = 0
+    mirrored = {(): 0, (1,): 0, (2,): 0, (1, 2): 0}
     for seed in range(DRAWS):
         compose.set_random_state(seed=seed)
         out = compose({"image": image, "label": label})
-        turned = not torch.equal(out["image"], image)
-        assert torch.equal(out["image"], image.flip(axis) if turned else image)
-        assert torch.equal(out["label"], label.flip(axis) if turned else label)
-        mirrored += turned
-    assert_frequency(mirrored, 0.5)
+        [axes] = [axes for axes in mirrored if torch.equal(out["image"], image.flip(axes))]
+        assert torch.equal(out["label"], label.flip(axes))
+        mirrored[axes] += 1
+    for count in mirrored.values():
+        assert_frequency(count, 0.25)
 
 
 def test_rotation_and_scaling_act_as_often_and_as_far_as_nnu_net_has_it() -> None:
@@ -278,6 +291,48 @@ def test_images_are_resampled_by_scipys_cubic_spline(degrees: float, scale: floa
         difference = np.abs(resampled.numpy() - expected)[off_the_border(coordinates)]  # of noise of sd 1
         assert difference.max() < 5e-4  # places are rounded to float32
         assert difference.mean() < 1e-5
+
+
+@pytest.mark.parametrize("scale", [0.7, 0.9137, 1.0, 1.3, 1.4])
+def test_scaling_alone_is_the_same_spline(scale: float) -> None:
+    image = noisy(2, 147, 141)
+    points = sampling_points((131, 141), degrees=0, scale=scale)
+    coordinates = np.stack([p.double().numpy() + (n - 1) / 2 for p, n in zip(points, (147, 141), strict=True)])
+    for channel, scaled in zip(image, scale_image(image, (131, 141), scale=scale), strict=True):
+        expected = ndimage.map_coordinates(channel.double().numpy(), coordinates, order=3, mode="constant")
+        np.testing.assert_allclose(
+            np.where(off_the_border(coordinates), scaled.numpy(), 0),
+            np.where(off_the_border(coordinates), expected, 0),
+            atol=2e-4,  # scipy's places were rounded to float32
+        )
+
+
+def test_noise_is_gaussian_and_new_in_each_sample() -> None:
+    image = torch.zeros(1, 64, 64)
+    fields = [out.flatten() / out.std() for out in acted(NOISE, image, 400)]
+    assert stats.kstest(torch.cat(fields).numpy(), stats.norm.cdf).pvalue > 1e-3
+    likeness = np.corrcoef(torch.stack(fields).numpy())
+    np.fill_diagonal(likeness, 0)
+    assert np.abs(likeness).max() < 6 / 64  # sd 1/64
+
+
+@pytest.mark.parametrize("number", [NOISE, BLUR, BRIGHTNESS, CONTRAST, LOW_RESOLUTION, GAMMA_INVERTED, GAMMA, MIRROR])
+def test_what_comes_in_stays_as_it_was(number: int) -> None:
+    image = noisy(2, 32, 32)
+    before = image.clone()
+    acted(number, image, 60)
+    assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("retain", [False, True])
+def test_gamma_is_monais(invert: bool, retain: bool) -> None:
+    image = noisy(1, 40, 40).clamp(-1, 2)
+    ours = RandGamma(prob=1, gamma=(1.3, 1.3), invert_image=invert, retain_stats=retain)
+    theirs = AdjustContrast(1.3, invert_image=invert, retain_stats=retain)
+    assert torch.allclose(ours(image), theirs(image), atol=1e-5)
+    level = torch.full((1, 8, 8), 3.0)
+    assert torch.allclose(ours(level), level)
 
 
 @PLACES
@@ -366,15 +421,15 @@ def test_a_channels_draw_is_independent_of_its_samples(compose: type[Compose]) -
 
 
 def test_transforms_of_one_stream_act_independently_of_each_other() -> None:
-    pipeline = OneStreamCompose(configured()[MIRROR_X:])
+    pipeline = OneStreamCompose([RandScaleIntensityd("image", factors=(1, 1), prob=0.5), configured()[MIRROR]])
     corners = noisy(1, 2, 2)
-    places = []
+    found = []
     for seed in range(DRAWS):
         pipeline.set_random_state(seed=seed)
-        out = pipeline({"image": corners, "label": corners})["image"]
-        places.append(int((out.flatten() == corners[0, 0, 0]).nonzero()))
-    for place in range(4):
-        assert_frequency(places.count(place), 0.25)
+        out = pipeline({"image": corners, "label": corners})
+        found.append((int((out["label"].flatten() == corners[0, 0, 0]).nonzero()), torch.equal(*out.values())))
+    for place, scaled in itertools.product(range(4), (True, False)):
+        assert_frequency(found.count((place, scaled)), 0.125)
 
 
 def disc(shift: float) -> Sample:

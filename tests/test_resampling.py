@@ -21,6 +21,29 @@ def test_two_matrix_products_equal_the_spline_of_scipy(order: int, size: tuple[i
             assert np.abs(ours[sample, channel].numpy() - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("order", [1, 3])
+def test_slices_of_any_layout_and_kind_are_resampled_alike(order: int) -> None:
+    slices = torch.randn(4, 70, 60)
+    expected = resample_slices(slices, (61, 88), order=order)
+    lying = resample_slices(slices.mT.contiguous().mT, (61, 88), order=order)
+    assert lying.stride() == (61 * 88, 1, 61)  # x stays in one piece
+    assert torch.allclose(lying, expected, atol=1e-6)
+    assert torch.allclose(resample_slices(slices.double(), (61, 88), order=order).float(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(20, 31), (9, 40), (12, 10), (13, 30)])
+def test_labels_take_the_class_whose_linear_mask_is_at_least_a_half(size: tuple[int, int]) -> None:
+    labels = torch.from_numpy(np.random.default_rng(0).choice([0, 2, 5, 255], (3, 13, 17)).astype(np.uint8))
+    expected = torch.zeros((3, *size), dtype=torch.uint8)
+    sure = torch.ones((3, *size), dtype=torch.bool)
+    for value in (0, 2, 5, 255):
+        mask = resample_slices((labels == value).double(), size, order=1)
+        expected[mask >= 0.5] = value
+        sure &= (mask - 0.5).abs() > 1e-6  # a tie is a matter of rounding
+    assert torch.equal(resample_labels(labels, size)[sure], expected[sure])
+    assert sure.float().mean() > 0.8
+
+
 def test_the_same_size_comes_back_untouched() -> None:
     slices = torch.randn(2, 5, 6)
     assert resample_slices(slices, [5, 6], order=3) is slices

@@ -122,6 +122,30 @@ def test_slices_lie_along_the_last_axis_of_the_orientation(
         assert np.array_equal(ids, label.transpose(order)[..., index])
 
 
+@pytest.mark.parametrize(
+    ("starts", "size", "source", "target"),
+    [
+        ((0, 0), (6, 5), np.s_[:, :], np.s_[:, :]),
+        ((-2, 1), (4, 9), np.s_[:2, 1:], np.s_[2:, :4]),
+        ((2, -3), (3, 4), np.s_[2:5, :1], np.s_[:, 3:]),
+        ((-9, 0), (5, 5), np.s_[:0, :], np.s_[:0, :]),
+        ((6, 2), (5, 5), np.s_[:0, 2:], np.s_[:0, :3]),
+    ],
+)
+def test_a_part_of_a_slice_is_the_slices_and_0_beyond_its_border(
+    tmp_path: Path, starts: tuple[int, int], size: tuple[int, int], source: Any, target: Any
+) -> None:
+    voxels = np.random.default_rng(0).integers(1, 100, (6, 5, 3)).astype(np.int16)
+    label = (voxels > 50).astype(np.uint8)
+    case = {"image": write(tmp_path / "i.nii", voxels), "label": write(tmp_path / "l.nii", label)}
+    [stored] = store_cases([case], folder=tmp_path / "store", preparation=preparation(labels={1: "a"}))
+    for whole, part in zip(stored.read(1), stored.read(1, starts=starts, size=size), strict=True):
+        expected = np.zeros((*whole.shape[:-2], *size), whole.dtype)
+        expected[(..., *target)] = whole[(..., *source)]
+        assert np.array_equal(part, expected)
+        assert part.dtype == whole.dtype
+
+
 def test_channels_are_stored_each_with_its_normalisation(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     ct, mr = rng.integers(-1000, 1000, (9, 8, 5)).astype(np.int16), rng.normal(500, 90, (9, 8, 5)).astype(np.float32)

@@ -15,7 +15,7 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 
 from cyclic_committee.scripts.cases import find_cases
 from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.slices import SliceDataset, SliceSampler, cut
+from cyclic_committee.scripts.slices import SliceDataset, SliceSampler
 
 
 def dataset(phantoms: Path, cache: Path, **arguments: Any) -> SliceDataset:
@@ -114,12 +114,6 @@ def test_a_cut_around_a_pixel_is_centred_on_it_except_at_the_near_border() -> No
     rng = np.random.default_rng(0)
     assert one.starts([100, 100], (50, 99), rng) == [26, 75]
     assert one.starts([100, 100], (3, 50), rng) == [-4, 26]
-
-
-def test_beyond_the_border_a_cut_is_zero_and_background() -> None:
-    image = np.arange(1, 13, dtype=np.float32).reshape(1, 3, 4)
-    assert cut(image, [-1, 2], [3, 4])[0].tolist() == [[0, 0, 0, 0], [3, 4, 0, 0], [7, 8, 0, 0]]
-    assert torch.equal(cut(image, [0, 0], [3, 4]), torch.from_numpy(image))
 
 
 def test_a_cut_is_where_the_label_is(phantoms: Path, tmp_path: Path) -> None:

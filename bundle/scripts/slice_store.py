@@ -29,7 +29,6 @@ from .volumes import (
     label_ids,
     open_image,
     open_volume,
-    read_image,
     read_voxels,
     require_same_grid,
 )
@@ -37,6 +36,7 @@ from .volumes import (
 FORMAT = 2  # part of a case's key: stores of another format are made anew
 HEADER_BYTES = 352  # of an uncompressed NIfTI file without extensions
 STEPS = 32767  # of int16, on either side of 0
+TENSOR_TYPES = ("uint8", "int8", "int16", "int32", "int64", "float32", "float64")  # others become float32
 MOST_PLACES = 1000  # of a class in a slice that the index holds
 
 
@@ -93,13 +93,24 @@ class StoredCase:
     shape: tuple[int, int, int]  # x, y, slices
     scales: tuple[float, ...]  # of each channel
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a slice's image `(channels, x, y)` float32 and label `(x, y)` uint8."""
-        image = np.empty((len(self.scales), *self.shape[:2]), np.float32)
+    def read(
+        self, index: int, *, starts: Sequence[int] = (0, 0), size: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a slice's image `(channels, x, y)` float32 and label `(x, y)` uint8, or a part of it.
+
+        Args:
+            index: of the slice.
+            starts: where the part begins along x and y, maybe beyond the border, where all is 0.
+            size: of the part, x and y; by default the slice's.
+        """
+        size = self.shape[:2] if size is None else size
+        source, target = overlap(starts, size, self.shape[:2])
+        image, label = np.zeros((len(self.scales), *size), np.float32), np.zeros(size, np.uint8)
         for channel, scale in enumerate(self.scales):
             stored = read_slice(self.folder / f"image_{channel:04d}.nii", np.int16, self.shape, index)
-            np.multiply(stored, np.float32(scale), out=image[channel])
-        return image, np.ascontiguousarray(read_slice(self.folder / "label.nii", np.uint8, self.shape, index))
+            np.multiply(stored[source], np.float32(scale), out=image[channel][target])
+        label[target] = read_slice(self.folder / "label.nii", np.uint8, self.shape, index)[source]
+        return image, label
 
     @property
     def shows_foreground(self) -> bool:
@@ -119,8 +130,10 @@ class StoredCase:
         row = rng.choice(shown)
         index = int(rng.choice(counts[row].nonzero()[0]))
         before = int(counts[:row].sum() + counts[row, :index].sum())
-        places = np.load(self.folder / "places.npy", mmap_mode="r")
-        x, y = divmod(int(places[before + rng.integers(counts[row, index])]), self.shape[1])
+        path = self.folder / "places.npy"
+        place = before + int(rng.integers(counts[row, index])) - int(counts.sum())  # counted from the end, below 0
+        offset = path.stat().st_size + place * np.dtype(np.int32).itemsize
+        x, y = divmod(int(np.fromfile(path, "<i4", 1, offset=offset)[0]), self.shape[1])
         return index, (x, y)
 
 
@@ -129,6 +142,18 @@ def read_slice(path: Path, dtype: Any, shape: tuple[int, int, int], index: int) 
     pixels = shape[0] * shape[1]
     offset = HEADER_BYTES + index * pixels * np.dtype(dtype).itemsize
     return np.fromfile(path, np.dtype(dtype).newbyteorder("<"), pixels, offset=offset).reshape(shape[:2], order="F")
+
+
+def overlap(
+    starts: Sequence[int], size: Sequence[int], shape: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return what a part of this size that begins at `starts` has of a slice, counted in the slice and in the part."""
+    source, target = [], []
+    for start, wanted, n in zip(starts, size, shape, strict=True):
+        source.append(slice(max(start, 0), max(min(start + wanted, n), 0)))
+        first = max(-start, 0)
+        target.append(slice(first, first + source[-1].stop - source[-1].start))
+    return tuple(source), tuple(target)
 
 
 def store_cases(
@@ -187,33 +212,58 @@ def prepare_case(case: Mapping[str, Any], preparation: Preparation) -> tuple[Ten
     Raises:
         BadInput: see `store_case`.
     """
-    voxels, grid = read_image(case["image"])
+    opened = open_image(case["image"])
+    voxels, grid = [read_voxels(volume).T for volume in opened], opened[0]  # (z, y, x), as voxels lie in the file
+    channels = voxels if voxels[0].ndim == 3 else list(voxels[0])
     label_file = open_volume(case["label"])
     require_same_grid(grid, label_file)
-    ids = as_label_ids(read_voxels(label_file), preparation.labels, case["label"])
+    classes = as_classes(as_label_ids(read_voxels(label_file).T, preparation.labels, case["label"]), preparation.labels)
     orientation = nib.orientations.ornt_transform(
         nib.io_orientation(grid.affine), nib.orientations.axcodes2ornt(preparation.orientation)
     )
     affine = grid.affine @ nib.orientations.inv_ornt_aff(orientation, grid.shape[:3])
-    image = torch.stack([oriented(channel, orientation) for channel in voxels])
-    label = oriented(np.searchsorted([0, *label_ids(preparation.labels)], ids).astype(np.uint8), orientation)
-    fitted = fit_channels(image, preparation.normalise, name=first_file(case["image"]))
-    box = nonzero_box(image)
-    image = image[(slice(None), *box)].permute(0, 3, 1, 2)  # (channels, slices, x, y)
-    label = label[box].permute(2, 0, 1)  # (slices, x, y)
+    image = [oriented(channel, orientation) for channel in channels]
+    label = oriented(classes, orientation)
+    fitted = fit_channels(image, preparation.normalise, name=first_file(case["image"]))  # type: ignore[arg-type]
+    box = shown_box(image)
 
     spacing_mm = nib.affines.voxel_sizes(affine)
-    size = resampled_size(image.shape[2:], spacing_mm[:2], preparation.spacing_mm)
-    step = np.array([*(n / m for n, m in zip(image.shape[2:], size, strict=True)), 1.0])
+    old_size = [part.stop - part.start for part in box[:2]]
+    size = resampled_size(old_size, spacing_mm[:2], preparation.spacing_mm)
+    step = np.array([*(n / m for n, m in zip(old_size, size, strict=True)), 1.0])
     first = np.array([part.start for part in box]) + (step - 1) / 2  # the centre of the first pixel, in old voxels
     affine = affine @ nib.affines.from_matvec(np.diag(step), first)
-    prepared = [preparation.resampling(c, size, normalise) for normalise, c in zip(fitted, image, strict=True)]
-    return torch.stack(prepared), resample_labels(label, size), affine
+    x, y, slices = box[0], box[1], range(box[2].start, box[2].stop)
+    prepared = torch.empty(len(image), len(slices), *size[::-1]).mT  # x lies in one piece, as in the files
+    for channel, normalise, out in zip(image, fitted, prepared, strict=True):
+        for index, one in zip(slices, out, strict=True):  # a slice at a time stays in the processor's cache
+            one.copy_(preparation.resampling(channel[x, y, index].float(), size, normalise))
+    return prepared, resample_labels(label[box].permute(2, 0, 1), size), affine
+
+
+def as_classes(ids: np.ndarray, labels: Mapping[Any, str]) -> np.ndarray:
+    """Return label ids (uint8) as classes: the number of each id in the order of `labels`."""
+    known = label_ids(labels)
+    if known == list(range(1, len(known) + 1)):
+        return ids
+    table = np.zeros(256, np.uint8)
+    table[known] = range(1, len(known) + 1)
+    return table[ids]
+
+
+def shown_box(image: Sequence[Tensor]) -> tuple[slice, ...]:
+    """Return `nonzero_box` of an image's channels, `(x, y, z)` each; at once where every face shows something."""
+    faces = [channel.select(axis, end) for channel in image for axis in range(3) for end in (0, -1)]
+    if all(face.any() for face in faces):
+        return tuple(slice(0, n) for n in image[0].shape)
+    return nonzero_box(torch.stack(list(image)))
 
 
 def oriented(volume: np.ndarray, orientation: np.ndarray) -> Tensor:
-    """Return a volume `(x, y, z)` with its axes turned, as a tensor of its own."""
-    return torch.from_numpy(nib.orientations.apply_orientation(volume, orientation).copy())
+    """Return a volume `(z, y, x)` with its axes turned as a tensor `(x, y, z)` in which x lies in one piece."""
+    turned = np.ascontiguousarray(nib.orientations.apply_orientation(volume.T, orientation).T)
+    native = turned.astype(turned.dtype.name if turned.dtype.name in TENSOR_TYPES else np.float32, copy=False)
+    return torch.from_numpy(native if native.flags.writeable else native.copy()).permute(2, 1, 0)
 
 
 def write_case(folder: Path, *, image: Tensor, label: Tensor, affine: np.ndarray, classes: int) -> None:
@@ -226,7 +276,7 @@ def write_case(folder: Path, *, image: Tensor, label: Tensor, affine: np.ndarray
         )
     write_volume(folder / "label.nii", label.numpy(), affine, 1.0)
     places, counts = index_foreground(label.numpy(), classes=classes)
-    np.save(folder / "places.npy", places)
+    np.save(folder / "places.npy", places.astype("<i4"))
     np.save(folder / "place_counts.npy", counts)
     shape = [label.shape[1], label.shape[2], label.shape[0]]
     (folder / "case.json").write_text(json.dumps({"shape": shape, "scales": scales}) + "\n")

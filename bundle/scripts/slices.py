@@ -122,10 +122,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
         case = self.cases[rng.integers(len(self.cases))]
         drawn = case.draw_foreground(rng) if foreground else None
         index, centre = drawn if drawn is not None else (int(rng.integers(case.shape[2])), None)
-        image, label = case.read(index)
-        starts = self.starts(label.shape, centre, rng)
+        starts = self.starts(case.shape[:2], centre, rng)
+        image, label = case.read(index, starts=starts, size=self.crop_size)
         self.transform.set_random_state(seed=int(rng.integers(2**32)))
-        sample = {"image": cut(image, starts, self.crop_size), "label": cut(label[None], starts, self.crop_size)}
+        sample = {"image": torch.from_numpy(image), "label": torch.from_numpy(label[None])}
         with plain_tensors():
             sample = self.transform(sample)
         return {"image": sample["image"], "label": sample["label"], "case": case.name, "slice": index}
@@ -139,17 +139,6 @@ class SliceDataset(Dataset[dict[str, Any]]):
             start = rng.integers(first, last + 1) if centre is None else max(first, centre[axis] - crop // 2)
             starts.append(int(start))
         return starts
-
-
-def cut(image: np.ndarray, starts: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-    """Return the part of an image `(channels, x, y)` of this size that begins at `starts`; 0 beyond the border."""
-    part = np.zeros((len(image), *size), image.dtype)
-    source, target = [slice(None)], [slice(None)]
-    for start, n, wanted in zip(starts, image.shape[1:], size, strict=True):
-        source.append(slice(max(start, 0), max(min(start + wanted, n), 0)))
-        target.append(slice(max(-start, 0), max(-start, 0) + source[-1].stop - source[-1].start))
-    part[tuple(target)] = image[tuple(source)]
-    return torch.from_numpy(part)
 
 
 @contextmanager
