@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side; before torch is imported, which looks once
+
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
