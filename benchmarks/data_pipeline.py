@@ -1,6 +1,6 @@
 """How fast do slices come off the disk, and samples out of the whole data pipeline, beside nnU-Net v2's?
 
-    pip install nnunetv2==2.8.1    # without it, ours alone
+    pip install '.[benchmarks]'    # without it, ours alone
     python benchmarks/data_pipeline.py [--ct CT] [--cases N] [--rounds N] [--samples N] [--noise_hu SD]
                                        [--config OVERLAY]
 

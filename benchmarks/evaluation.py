@@ -1,6 +1,6 @@
 """How fast are DSC and NSD, beside DeepMind's surface-distance and MONAI?
 
-    pip install surface-distance==0.1    # without it, ours and MONAI
+    pip install '.[benchmarks]'    # without it, ours and MONAI
     python benchmarks/evaluation.py [--ct CT] [--rounds N] [--tolerance_mm MM]
 
 CT is a folder with label.nii.gz (FLARE21's ids); without it, a phantom. Its label map is enlarged to 512 x 512 x 119

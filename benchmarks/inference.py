@@ -1,6 +1,6 @@
 """How long does a whole volume take from file to file, and how much memory, beside nnU-Net v2's predictor?
 
-    pip install nnunetv2==2.8.1    # without it, ours alone
+    pip install '.[benchmarks]'    # without it, ours alone
     python benchmarks/inference.py [--image CT.nii.gz] [--slices 119] [--rounds N] [--config OVERLAY] [--monai]
                                    [--json FILE]
     python benchmarks/inference.py --memory [--config variants/small.yaml]    # ours, of 119 and of 480 slices

@@ -1,6 +1,6 @@
 """How long does it take to prepare a CT for training, beside nnU-Net v2's preprocessor?
 
-    pip install nnunetv2==2.8.1    # without it, ours alone
+    pip install '.[benchmarks]'    # without it, ours alone
     python benchmarks/preprocessing.py [--ct CT] [--rounds N] [--slices N] [--spacing_mm MM]
 
 CT is a folder with image.nii.gz (HU) and label.nii.gz (FLARE21's ids); without it, a phantom. It is brought to

@@ -1,6 +1,6 @@
 """What does a training step of the committee cost, beside the plain way and nnU-Net v2?
 
-    pip install nnunetv2==2.8.1    # without it, the others alone
+    pip install '.[benchmarks]'    # without it, all but nnU-Net
     python benchmarks/training_step.py [--size 256] [--rounds 3] [--steps 2] [--sides NAMES] [--config OVERLAY]
 
 The paper's networks (41,268,192 parameters), batch 8, patches of `size` x `size` pixels, on the CPU:
@@ -19,6 +19,7 @@ Prints the median seconds, the peak memory and the ratios. Takes about 5 minutes
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -42,6 +43,7 @@ from torch import Tensor, nn
 from cyclic_committee.scripts.allocator import keep_freed_memory
 from cyclic_committee.scripts.location import bundle_root, find_config
 from cyclic_committee.scripts.selection import EverySample, LossDifference
+from cyclic_committee.scripts.trainer import CommitteeTrainer
 
 BATCH, CLASSES, KEPT = 8, 5, 6
 FEATURES = [32, 64, 128, 256, 480, 480, 480, 480]
@@ -78,9 +80,7 @@ def ours(size: int, *, members: int, overlay: str | None) -> Step:
     data = {"image": image, "label": label, "case": ["case"] * BATCH, "slice": torch.arange(BATCH)}
     keep_freed_memory()
     sys.path.insert(0, bundle_root())
-    trainer = parser.get_parsed_content("train#trainer#_target_", instantiate=False)
-    module, name = trainer.rsplit(".", 1)
-    made = getattr(__import__(f"cyclic_committee.{module}", fromlist=[name]), name)(
+    trainer = CommitteeTrainer(
         device="cpu",
         max_epochs=1,
         train_data_loader=[data],
@@ -92,7 +92,7 @@ def ours(size: int, *, members: int, overlay: str | None) -> Step:
         gradient_clip=parser.get_parsed_content("gradient_clip"),
         precision=parser.get_parsed_content("precision"),
     )
-    return lambda: made.run() and None
+    return lambda: trainer.run() and None
 
 
 def plain(size: int, *, dtype: torch.dtype | None) -> Step:
@@ -143,7 +143,7 @@ def nnunet(size: int, *, kept: bool) -> Step:
     folder = tempfile.mkdtemp()
     os.makedirs(f"{folder}/Dataset001_CT/nnUNetPlans_2d")
     os.environ.update(dict.fromkeys(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), folder))
-    trainer = __import__("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", fromlist=["nnUNetTrainer"]).nnUNetTrainer
+    trainer = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
     architecture = {
         "n_stages": 8,
         "features_per_stage": FEATURES,

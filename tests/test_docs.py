@@ -135,3 +135,17 @@ def test_a_documented_command_works(clone: Path, document: Path, command: str, m
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert "Traceback" not in output
+
+
+def test_the_documented_python_works(clone: Path) -> None:
+    """After the commands above, which leave weights in the bundle."""
+    [code] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    image = min((clone / "IMAGES").iterdir()).name
+    values = {'["variants/small.yaml"]': '["tiny.yaml"], ckpt_path="bundle/models/model.pt"', "ct_0000.nii.gz": image}
+    for documented, here in values.items():
+        assert documented in code
+        code = code.replace(documented, here)
+    (clone / "LABELS" / image).unlink(missing_ok=True)
+    (clone / "label_one.py").write_text(code)
+    subprocess.run([sys.executable, "label_one.py"], cwd=clone, check=True)
+    assert (clone / "LABELS" / image).is_file()

@@ -186,6 +186,8 @@ def obstacle_of(parts: Callable[[int], Parts], samples: int) -> str | None:
     """Return why a network can't learn from a part of its samples after one forward pass; None: it can."""
     try:
         many, few = parts(samples), parts(samples - 1 if samples > 1 else 2)
+    except ValueError:  # the network's own: it can't take such images at all
+        raise
     except Exception as error:  # whatever PyTorch's tracer can't do; training goes on without it
         return f"can't be traced ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     if [node.target for node in many.forward.graph.nodes] != [node.target for node in few.forward.graph.nodes]:
