@@ -3,7 +3,7 @@
     pip install '.[benchmarks]'    # without it, ours alone
     python benchmarks/inference.py [--image CT.nii.gz] [--slices 119] [--rounds N] [--config OVERLAY] [--monai]
                                    [--json FILE]
-    python benchmarks/inference.py --memory [--config variants/small.yaml]    # ours, of 119 and of 480 slices
+    python benchmarks/inference.py --memory [--config variants/small.yaml] [--slices 119] [--many 480]    # ours
 
 Without an image, a phantom is brought to slices of 512 x 512 pixels of 0.8 mm, each of them one tile, with a scanner's
 noise. Each measurement is a process of its own that labels the same file: ours with three networks and with one,
@@ -290,16 +290,16 @@ def print_table(results: Mapping[str, Sequence[Result]]) -> None:
         print(line)
 
 
-def compare_memory(folder: Path, config: str | None) -> None:
+def compare_memory(folder: Path, config: str | None, *, few: int, many: int) -> None:
     peaks = {}
-    for slices in (FEW, MANY):
+    for slices in (few, many):
         image = folder / f"{slices}.nii.gz"
         run_child("volume", folder=folder, image=image, slices=slices)
         found = measure("ours, three networks", image=image, folder=folder, config=config)
         peaks[slices] = found["peak_gb"]
         print(f"{slices:4} slices: {found['seconds']:6.1f} s, peak {found['peak_gb']:.3f} GB", flush=True)
-    voxels = (MANY - FEW) * SIZE**2
-    print(f"growth: {(peaks[MANY] - peaks[FEW]) * 1e9 / voxels:.2f} bytes a voxel; int16 and uint8 are 3, float32 is 4")
+    voxels = (many - few) * SIZE**2
+    print(f"growth: {(peaks[many] - peaks[few]) * 1e9 / voxels:.2f} bytes a voxel; int16 and uint8 are 3, float32 is 4")
 
 
 def main(
@@ -310,6 +310,7 @@ def main(
     config: str | None = None,
     monai: bool = False,
     memory: bool = False,
+    many: int = MANY,
     json: str | None = None,
     one: str | None = None,
     folder: str | None = None,
@@ -325,7 +326,7 @@ def main(
         # in other processes: a process that starts large ones must be small, or its own peak counts as theirs
         run_child("weights", folder=work, config=config)
         if memory:
-            return compare_memory(work, config)
+            return compare_memory(work, config, few=slices, many=many)
         volume = Path(image).resolve() if image else work / "ct_0000.nii.gz"
         if not image:
             run_child("volume", folder=work, image=volume, slices=slices)

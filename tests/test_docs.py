@@ -28,6 +28,11 @@ TINY_TRAINING = (
 FEW = {
     "data_memory.py": "2 3",
     "store_formats.py": "--cases 1 --rounds 1 --reads 3",
+    "training_step.py": "--sides ours --size 64 --rounds 1 --steps 1 --config tiny.yaml",
+    "inference.py --memory": "--slices 1 --many 2",
+    "inference.py": "--slices 1 --rounds 1 --config tiny.yaml",
+    "evaluation.py": "--rounds 1",
+    "preprocessing.py": "--slices 3 --rounds 1",
     "data_pipeline.py": "--cases 1 --rounds 1 --samples 8 --config tiny.yaml",
 }
 
