@@ -6,12 +6,12 @@
 The paper's networks (41,268,192 parameters), batch 8, patches of `size` x `size` pixels, on the CPU:
 
     ours          train.yaml's committee: three networks, each learns from the 6 samples that the rule chooses
-    ours, one     train.yaml's network alone, on all 8 samples
+    ours-one      train.yaml's network alone, on all 8 samples
     plain         the committee as the paper tells it, of MONAI's DynUNet and DiceCELoss with deep supervision, float32:
                   score without gradients, then forward and backward on the chosen samples
-    plain bf16    the same in bfloat16, the memory of freed tensors kept by the process, as ours has it
+    plain-bf16    the same in bfloat16, the memory of freed tensors kept by the process, as ours has it
     nnU-Net       a step of nnU-Net v2's trainer, its own network and loss, on all 8 samples
-    nnU-Net kept  the same, the memory of freed tensors kept
+    nnU-Net-kept  the same, the memory of freed tensors kept
 
 Each measurement is a process of its own, one after another, in turn; each first takes a step that isn't counted.
 Prints the median seconds, the peak memory and the ratios. Takes about 5 minutes a round at 256 and 15 at 512.
@@ -54,12 +54,12 @@ Step = Callable[[], None]
 TARGETS = {
     256: {
         ("ours", "plain", 1): 0.28,
-        ("ours", "plain bf16", 1): 0.65,
-        ("ours", "ours, one", 1): 2.75,
+        ("ours", "plain-bf16", 1): 0.65,
+        ("ours", "ours-one", 1): 2.75,
         ("ours", "nnU-Net", 3): 0.25,
-        ("ours", "nnU-Net kept", 3): None,
+        ("ours", "nnU-Net-kept", 3): None,
     },
-    512: {("ours", "plain", 1): 0.22, ("ours", "ours, one", 1): 2.75},
+    512: {("ours", "plain", 1): 0.22, ("ours", "ours-one", 1): 2.75},
 }
 
 
@@ -141,7 +141,9 @@ def nnunet(size: int, *, kept: bool) -> Step:
     if kept:
         keep_freed_memory()
     folder = tempfile.mkdtemp()
-    os.makedirs(f"{folder}/Dataset001_CT/nnUNetPlans_2d")
+    cases = f"{folder}/Dataset001_CT/nnUNetPlans_2d"
+    os.makedirs(cases)
+    open(f"{cases}/case.npz", "w").close()  # the trainer looks at the names, to learn the format
     os.environ.update(dict.fromkeys(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), folder))
     trainer = importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
     architecture = {
@@ -191,11 +193,11 @@ def nnunet(size: int, *, kept: bool) -> Step:
 
 SIDES: dict[str, Callable[[int, str | None], Step]] = {
     "ours": lambda size, overlay: ours(size, members=3, overlay=overlay),
-    "ours, one": lambda size, overlay: ours(size, members=1, overlay=overlay),
+    "ours-one": lambda size, overlay: ours(size, members=1, overlay=overlay),
     "plain": lambda size, overlay: plain(size, dtype=None),
-    "plain bf16": lambda size, overlay: plain(size, dtype=torch.bfloat16),
+    "plain-bf16": lambda size, overlay: plain(size, dtype=torch.bfloat16),
     "nnU-Net": lambda size, overlay: nnunet(size, kept=False),
-    "nnU-Net kept": lambda size, overlay: nnunet(size, kept=True),
+    "nnU-Net-kept": lambda size, overlay: nnunet(size, kept=True),
 }
 
 

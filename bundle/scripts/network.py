@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from monai.networks.blocks import Convolution
@@ -75,6 +75,13 @@ class UNet2d(nn.Module):
             heads.append(Convolution(2, skip, out_channels, kernel_size=1, bias=False, conv_only=True))
         self.ups, self.decoders, self.heads = nn.ModuleList(ups), nn.ModuleList(decoders), nn.ModuleList(heads)
         self.apply(initialise)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> UNet2d:
+        """Do what `to(device)` and its like do; on a CPU the weights then lie in memory as images do in `forward`."""
+        super()._apply(fn, recurse)
+        if wants_channels_last(next(self.parameters())):
+            super()._apply(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t, recurse)
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits, or in train mode the list of all heads' logits, finest first."""

@@ -162,11 +162,12 @@ class CommitteeTrainer(Trainer):
 @torch.no_grad()
 def score(logits: Sequence[Tensor], label: Tensor) -> tuple[Tensor, Tensor]:
     """Return every member's cross entropy on every sample, `(members, samples)`, and the mean probability."""
-    losses = torch.stack([cross_entropy_per_sample(of_member, label) for of_member in logits])
-    probability = torch.zeros_like(logits[0], dtype=torch.float32)
+    losses, probability = [], torch.zeros(())
     for of_member in logits:
-        probability += of_member.float().softmax(dim=1)
-    return losses, probability / len(logits)
+        wide = of_member.float().contiguous()
+        losses.append(cross_entropy_per_sample(wide, label))
+        probability = probability.to(wide.device) + wide.softmax(dim=1) / len(logits)
+    return torch.stack(losses), probability
 
 
 def require_finite(losses: Tensor, samples: Sequence[tuple[str, int]]) -> None:
