@@ -13,7 +13,8 @@ The paper's networks (41,268,192 parameters), batch 8, patches of `size` x `size
     nnU-Net       a step of nnU-Net v2's trainer, its own network and loss, on all 8 samples
     nnU-Net-kept  the same, the memory of freed tensors kept
 
-Each measurement is a process of its own, one after another, in turn; each first takes a step that isn't counted.
+Each measurement is a process of its own, one after another, in turn; each first takes two steps that aren't counted:
+until then its memory still grows.
 Prints the median seconds, the peak memory and the ratios. Takes about 5 minutes a round at 256 and 15 at 512.
 """
 
@@ -45,7 +46,8 @@ from cyclic_committee.scripts.location import bundle_root, find_config
 from cyclic_committee.scripts.selection import EverySample, LossDifference
 from cyclic_committee.scripts.trainer import CommitteeTrainer
 
-BATCH, CLASSES, KEPT = 8, 5, 6
+BATCH, CLASSES = 8, 5
+WARM_UP = 2  # steps
 FEATURES = [32, 64, 128, 256, 480, 480, 480, 480]
 STRIDES = [1, 2, 2, 2, 2, 2, 2, 2]
 Step = Callable[[], None]
@@ -205,12 +207,12 @@ def measure(name: str, *, size: int, steps: int, config: str | None) -> None:
     """Print the seconds of some steps and the peak memory: what a process of its own does."""
     step = SIDES[name](size, config)
     seconds = []
-    for _ in range(steps + 1):
+    for _ in range(WARM_UP + steps):
         began_s = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - began_s)
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": seconds[1:], "peak_gib": peak_gib}))
+    print(json.dumps({"seconds": seconds[WARM_UP:], "peak_gib": peak_gib}))
 
 
 def main(
