@@ -33,6 +33,7 @@ FEW = {
     "inference.py": "--slices 1 --rounds 1 --config tiny.yaml",
     "evaluation.py": "--rounds 1",
     "preprocessing.py": "--slices 3 --rounds 1",
+    "estimate.py": "tiny.yaml --iterations 1",
     "data_pipeline.py": "--cases 1 --rounds 1 --samples 8 --config tiny.yaml",
 }
 
