@@ -55,14 +55,17 @@ def test_draws_repeat_with_seed_and_epoch_and_else_differ() -> None:
     assert len(set(seeds)) == len(seeds)
 
 
-def test_ranks_draw_different_samples_and_each_its_own_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def draws(rank: int) -> list[list[tuple[int, bool]]]:
+def test_several_processes_draw_what_one_would_with_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draws(rank: int, processes: int) -> list[list[tuple[int, bool]]]:
         monkeypatch.setattr(idist, "get_rank", lambda: rank)
-        return list(SliceSampler(batch_size=4, iterations=5, seed=1))
+        monkeypatch.setattr(idist, "get_world_size", lambda: processes)
+        return list(SliceSampler(batch_size=12 // processes, iterations=5, seed=1))
 
-    assert draws(1) == draws(1)
-    seeds = [{seed for batch in draws(rank) for seed, _ in batch} for rank in range(3)]
-    assert len(set.union(*seeds)) == sum(len(one) for one in seeds)
+    whole = draws(0, 1)
+    for processes in (2, 3, 4):
+        parts = [draws(rank, processes) for rank in range(processes)]
+        for batch, *of_ranks in zip(whole, *parts, strict=True):
+            assert [draw for place in zip(*of_ranks, strict=True) for draw in place] == batch
 
 
 def test_a_sample_is_a_function_of_its_draw(phantoms: Path, tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Events
+from monai.utils import string_list_all_gather
 from torch import Tensor
 
 
@@ -20,7 +23,7 @@ class SelectionStatistics:
     `kept/member_k` (share), `score_kept/member_k` and `score_dropped/member_k` (means of the rule's scores); for each
     pair `agreement/members_j_k` (share of the samples on which their choices are the same); and `seconds`, the time of
     the epoch's iterations. `selection.csv` holds for each case and slice how often it was seen and dropped, over all
-    members since the training began.
+    members since the training began. Several processes put together what each has seen; the first one writes.
 
     Args:
         output_dir: where `selection.csv` goes.
@@ -39,23 +42,30 @@ class SelectionStatistics:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
     def iteration_completed(self, engine: Any) -> None:
-        """Keep the choice, and count what was dropped."""
-        choice = engine.state.choice
-        self.choices.append(choice)
-        members = len(choice.kept)
-        for (case, index), kept in zip(choice.samples, choice.kept.sum(dim=0).tolist(), strict=True):
-            count = engine.state.selection_counts.setdefault(f"{case}/{index}", [0, 0])
-            count[0] += members
-            count[1] += members - kept
+        """Keep the choice."""
+        self.choices.append(engine.state.choice)
 
     def epoch_completed(self, engine: Any) -> None:
-        """Set the epoch's statistics and write the counts."""
-        learned = torch.stack([choice.learned for choice in self.choices])  # (iterations, members)
-        kept = torch.cat([choice.kept for choice in self.choices], dim=1)  # (members, samples)
-        scores = torch.cat([choice.scores for choice in self.choices], dim=1)  # (members, samples)
+        """Set the epoch's statistics, count what was dropped and write the counts."""
+        own = {
+            "learned": torch.stack([choice.learned for choice in self.choices]).tolist(),  # (iterations, members)
+            "kept": torch.cat([choice.kept for choice in self.choices], dim=1).tolist(),  # (members, samples)
+            "scores": torch.cat([choice.scores for choice in self.choices], dim=1).tolist(),  # (members, samples)
+            "samples": [f"{case}/{index}" for choice in self.choices for case, index in choice.samples],
+        }
+        of_ranks = [json.loads(text) for text in string_list_all_gather([json.dumps(own)])]
+        learned = torch.cat([torch.tensor(one["learned"]) for one in of_ranks])
+        kept = torch.cat([torch.tensor(one["kept"]) for one in of_ranks], dim=1)
+        scores = torch.cat([torch.tensor(one["scores"]) for one in of_ranks], dim=1)
         statistics = epoch_statistics(learned, kept, scores)
         engine.state.epoch_statistics = {**statistics, "seconds": engine.state.times[Events.EPOCH_COMPLETED.name]}
-        write_counts(engine.state.selection_counts, self.path)
+        samples = [sample for one in of_ranks for sample in one["samples"]]
+        for sample, keepers in zip(samples, kept.sum(dim=0).tolist(), strict=True):
+            count = engine.state.selection_counts.setdefault(sample, [0, 0])
+            count[0] += len(kept)
+            count[1] += len(kept) - keepers
+        if idist.get_rank() == 0:
+            write_counts(engine.state.selection_counts, self.path)
 
 
 def epoch_statistics(learned: Tensor, kept: Tensor, scores: Tensor) -> dict[str, float]:

@@ -29,11 +29,15 @@ class SliceSampler(Sampler[list[Draw]]):
     """Mini-batches of draws: a sample is a function of its seed, whichever worker makes it.
 
     The last third of each batch must show foreground: of 8 samples the indices 5, 6 and 7, as in nnU-Net v1
-    (`oversample_foreground_percent` 0.33). The seeds follow from the run's seed, the epoch, the iteration, the process'
-    rank and the place in the batch, so that runs repeat and resume exactly, whatever the number of workers.
+    (`oversample_foreground_percent` 0.33). The seeds follow from the run's seed, the epoch, the iteration and the place
+    in the batch, so that runs repeat and resume exactly, whatever the number of workers.
+
+    Several processes (see `ranks`) have a part of one large mini-batch each: the first has its places 0, n, 2 n, ...
+    of n processes, the second 1, n + 1, ... So all have the same share of foreground, to a sample, and two with 4
+    samples each train on what one with 8 does.
 
     Args:
-        batch_size: samples in a mini-batch.
+        batch_size: samples in a mini-batch of this process.
         iterations: mini-batches in an epoch, whatever the size of the data set.
         seed: of the run.
     """
@@ -54,11 +58,13 @@ class SliceSampler(Sampler[list[Draw]]):
         return self.iterations
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        random_places = round(self.batch_size * (1 - 0.33))
+        rank, world = idist.get_rank(), idist.get_world_size()
+        samples = self.batch_size * world
+        random_places = round(samples * (1 - 0.33))
         for iteration in range(self.iterations):
-            entropy = [self.seed, self.epoch, iteration, idist.get_rank()]
-            seeds = np.random.SeedSequence(entropy).generate_state(self.batch_size)
-            yield [(int(seed), place >= random_places) for place, seed in enumerate(seeds)]
+            seeds = np.random.SeedSequence([self.seed, self.epoch, iteration, 0]).generate_state(samples)
+            draws = [(int(seed), place >= random_places) for place, seed in enumerate(seeds)]
+            yield draws[rank::world]
 
 
 class SliceDataset(Dataset[dict[str, Any]]):

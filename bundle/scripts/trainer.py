@@ -18,6 +18,7 @@ from .errors import BadInput
 from .forward import Forward, OneForward, Passes
 from .loss import cross_entropy_per_sample
 from .precision import autocast
+from .ranks import EachRankChooses, Ranks
 from .selection import Rule
 from .traced import Rows
 
@@ -48,6 +49,7 @@ class CommitteeTrainer(Trainer):
         loss_function: `loss(output, label)`; output is what a member returns in train mode.
         select: the rule, `(members, samples)` losses to `(members, samples)` bool.
         passes: runs a member over a mini-batch; `OneForward` by default, `TwoForwards` for less memory.
+        ranks: what the processes of one training exchange, if there are several; `EachRankChooses` by default.
         gradient_clip: the largest norm of one member's gradients.
         precision: "auto", "float32", "bfloat16" or "float16"; see `precision.autocast`.
         inferer: calls a member on a batch.
@@ -68,6 +70,7 @@ class CommitteeTrainer(Trainer):
         loss_function: nn.Module,
         select: Rule,
         passes: Passes | None = None,
+        ranks: Ranks | None = None,
         gradient_clip: float = 12.0,
         precision: str = "auto",
         epoch_length: int | None = None,
@@ -91,6 +94,7 @@ class CommitteeTrainer(Trainer):
         self.loss_function = loss_function
         self.select = select
         self.passes = passes or OneForward()
+        self.ranks = ranks or EachRankChooses()
         self.gradient_clip = gradient_clip
         self.inferer = inferer or SimpleInferer()
         self.autocast = autocast(self.state.device, precision)
@@ -98,6 +102,7 @@ class CommitteeTrainer(Trainer):
             self.state.device.type, enabled=self.autocast.fast_dtype == torch.float16
         )
         sampler: Any = getattr(train_data_loader, "batch_sampler", None)
+        self.add_event_handler(Events.EPOCH_STARTED, lambda engine: self.ranks.agree(self.network, engine.state.epoch))
         if hasattr(sampler, "set_epoch"):
             self.add_event_handler(Events.EPOCH_STARTED, lambda engine: sampler.set_epoch(engine.state.epoch - 1))
 
@@ -108,14 +113,12 @@ class CommitteeTrainer(Trainer):
 
         forwards = self.forward(image)
         losses, probability = score([forward.logits for forward in forwards], label)
-        losses = losses.cpu()  # a GPU is waited for once
         engine.state.output = {"image": image, "label": label, "pred": probability}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        require_finite(losses, samples)
-
         rule = self.select.at_epoch(engine.state.epoch - 1)
-        scores = rule.scores(losses)  # (members, samples)
-        kept = rule.choose(scores)  # (members, samples) bool; together they are rule(losses)
+        scores, kept = self.ranks.choose(rule, losses)  # (members, samples), on the CPU
+        losses = losses.cpu()
+        require_finite(losses, samples)
 
         learned = self.learn(forwards, label, kept)
         self.network.iterations_trained += 1  # type: ignore[operator, assignment]  # a buffer
@@ -139,17 +142,23 @@ class CommitteeTrainer(Trainer):
         """Take one optimiser step of every member on its chosen samples; return the losses, `(members,)`."""
         self.optimizer.zero_grad(set_to_none=True)  # None, not 0: momentum must not move a member without gradients
         learned: list[Tensor] = []
+        averages = []
         with self.passes.places(len(forwards), label.device) as places:
-            for forward, chosen, place in zip(forwards, kept, places, strict=True):
-                rows = Rows.of(chosen.nonzero()[:, 0].tolist())
+            for member, forward, chosen, place in zip(self.network.members, forwards, kept, places, strict=True):
+                samples = chosen.nonzero()[:, 0].tolist()
+                rows = Rows.of(samples or [0])  # of several processes, one may have none: gradients of 0 then
 
-                def scaled_loss(output: Any, chosen_label: Tensor = label[rows.order]) -> Tensor:
-                    loss = self.loss_function(output, chosen_label)
+                def scaled_loss(output: Any, chosen_label: Tensor = label[rows.order], n: int = len(samples)) -> Tensor:
+                    heads = [head[:n] for head in ([output] if isinstance(output, Tensor) else output)]
+                    loss = self.loss_function(heads if len(heads) > 1 else heads[0], chosen_label[:n])
                     learned.append(loss.detach())
                     return self.grad_scaler.scale(loss)
 
                 with place:
                     forward.backward(rows, scaled_loss)
+                    averages.append(self.ranks.average(member, len(samples)))
+            for finish in averages:
+                finish()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.grad_scaler.unscale_(self.optimizer)
         for member in self.network.members:
