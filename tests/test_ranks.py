@@ -20,6 +20,7 @@ from cyclic_committee.scripts.ranks import (
     EachRankChooses,
     RankSampler,
     after_restart,
+    attempt_prefix,
     device_of_rank,
     in_turn,
     is_follower,
@@ -196,6 +197,32 @@ def test_one_process_alone_needs_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert not is_follower()
     with pytest.raises(BadInput, match=r"^multi_gpu: .* Start it with `torchrun "):
         join("cpu")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "new"),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "False", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}, "new"),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True"}, "attempt 0"),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "2"}, "attempt 2"),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "2"}, "attempt 0"),
+    ],
+)
+def test_a_restart_keeps_away_from_the_addresses_of_the_dead(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert attempt_prefix() == expected
+    for name, value in {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "GROUP_WORLD_SIZE": "2",
+        "TORCHELASTIC_MAX_RESTARTS": "3",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match=r"^--max-restarts: .* Set the variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "):
+        attempt_prefix()
 
 
 @pytest.mark.parametrize(("count", "exists", "expected"), [("0", True, False), ("1", False, False), ("1", True, True)])

@@ -13,6 +13,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.utils.data import Sampler
 
 from .errors import BadInput
@@ -25,7 +26,7 @@ def join(device: torch.device | str) -> None:
     """Join the processes that torchrun started, as one of them: NCCL for GPUs, gloo for CPUs. Alone: nothing.
 
     Raises:
-        BadInput: not started by torchrun.
+        BadInput: not started by torchrun; started on several nodes in a way that can't be restarted.
     """
     if "RANK" not in os.environ:
         raise BadInput(
@@ -35,8 +36,36 @@ def join(device: torch.device | str) -> None:
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    if distributed.is_initialized():
+        return
+    prefix = attempt_prefix()
+    store, rank, world = next(rendezvous("env://", timeout=LONGEST_WAIT))
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=distributed.PrefixStore(prefix, store),
+        rank=rank,
+        world_size=world,
+        timeout=LONGEST_WAIT,
+    )
+
+
+def attempt_prefix() -> str:
+    """Return what tells the addresses of these processes from those of dead ones, which torchrun keeps by default.
+
+    Without it processes that were started anew call the dead, and may wait for ever (pytorch issue 135712). torchrun
+    counts restarts on each node by itself, so that the count helps on one node only.
+
+    Raises:
+        BadInput: several nodes, restarts wanted, and torchrun's own store.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return "new"  # the first process has made a store of its own
+    if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise BadInput(
+            "--max-restarts: on several nodes torchrun lets processes that it starts anew call dead ones. Set the "
+            "variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all nodes before torchrun is started."
+        )
+    return f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def leave() -> None:
