@@ -18,7 +18,8 @@ import fire
 import nibabel as nib
 import numpy as np
 
-from cyclic_committee.scripts.demo import make_room, run_bundle
+from cyclic_committee.scripts.bundle_run import run_bundle
+from cyclic_committee.scripts.demo import make_room
 from cyclic_committee.scripts.location import copy_bundle, find_config
 from cyclic_committee.scripts.phantom_data_set import write_phantoms
 

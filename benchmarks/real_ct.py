@@ -18,7 +18,8 @@ import nibabel as nib
 import numpy as np
 import yaml
 
-from cyclic_committee.scripts.demo import make_room, run_bundle
+from cyclic_committee.scripts.bundle_run import run_bundle
+from cyclic_committee.scripts.demo import make_room
 from cyclic_committee.scripts.location import copy_bundle, find_config
 
 # a pancreas of 695 voxels in 19 slices needs more samples than the phantoms' organs

@@ -33,6 +33,7 @@ FEW = {
     "inference.py": "--slices 1 --rounds 1 --config tiny.yaml",
     "evaluation.py": "--rounds 1",
     "preprocessing.py": "--slices 3 --rounds 1",
+    "lost_processes.py": "--kills 1 --epochs 4",
     "estimate.py": "tiny.yaml --iterations 1",
     "data_pipeline.py": "--cases 1 --rounds 1 --samples 8 --config tiny.yaml",
 }
@@ -78,6 +79,7 @@ def adapted(command: str) -> str | None:
         return None  # this very test run
     if command == README[0]:
         return command.split(" && ")[-1].removeprefix(".venv/bin/") + " tiny.yaml"
+    command = command.replace("--nproc_per_node 4", "--nproc_per_node 2")
     planned = "--member#strides [[2,2],[2,2]]" if "plan.yaml" in command else ""
     if "monai.bundle run training" in command:
         return f"{command} {TINY_TRAINING} {planned}"
@@ -92,6 +94,8 @@ def adapted(command: str) -> str | None:
             return f"{command} {few}"
     if command.startswith("python benchmarks/"):
         return f"{command} --config tiny.yaml"
+    if command.startswith("cyclic-committee export"):
+        return command.replace("variants/small.yaml", "tiny.yaml")
     if command.startswith("cyclic-committee evaluate"):
         return command.replace("REFERENCES", "DATASET/TrainingMask")
     return command

@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cyclic_committee.scripts.committee import Committee
 from cyclic_committee.scripts.errors import BadInput
@@ -323,3 +324,19 @@ def test_memory_beyond_the_volume_does_not_grow_with_the_number_of_slices() -> N
         return max(size for size in allocated if size != image.numel())
 
     assert largest_allocation(96) == largest_allocation(48)
+
+
+def test_the_likeliest_class_of_the_probabilities_is_the_label() -> None:
+    network, image = tiny_committee(), noise(1, 30, 13, 5)
+    image[:, :, :, 3] = image[:, :, :, 1] = -1000.0  # constant slices, which the network sees once
+    framed = functional.pad(image[None], (1, 2, 0, 3, 2, 0))  # zeros around, where nothing is looked at
+    volume = MetaTensor(framed, affine=torch.diag(torch.tensor([1.5, 3, 5, 1.0])))
+    labelling = inferer(labels={"3": "a", "7": "b"})
+    probability, label = labelling.probabilities(volume, network), labelling(volume, network)
+    assert probability.dtype == torch.float32
+    assert probability.shape == (1, 3, *volume.shape[2:])
+    assert torch.equal(torch.tensor([0, 3, 7])[torch.as_tensor(probability).argmax(dim=1, keepdim=True)], label.long())
+    assert len(label.unique()) == 3
+    assert torch.allclose(torch.as_tensor(probability).sum(dim=1), torch.ones(1, *volume.shape[2:]), atol=1e-5)
+    assert (probability[0, 0, :2] == 1).all()  # beyond the image: background
+    assert torch.equal(probability.affine, volume.affine)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, Workflow
+from conftest import BUNDLE, TINY, Workflow
 from monai.data import MetaTensor
 
 from cyclic_committee.scripts.committee import Committee
 from cyclic_committee.scripts.errors import BadInput
+from cyclic_committee.scripts.fold_bundle import copy_template, entry_text, write_fold
 from cyclic_committee.scripts.network import UNet2d
 from cyclic_committee.scripts.phantom import make_phantom
 from cyclic_committee.scripts.predictor import Predictor
@@ -157,3 +159,29 @@ def test_images_that_cannot_be_labelled_are_named(predictor: Predictor, images: 
     assert not (tmp_path / "labels").exists()
     with pytest.raises(BadInput, match="has 2 channels, but the configuration normalises 1"):
         predictor.predict(torch.zeros(2, 8, 8, 2))
+
+
+@pytest.mark.parametrize("name", ["straight", "turned"])
+def test_probabilities_lie_on_the_files_grid_as_the_labels_do(predictor: Predictor, images: Path, name: str) -> None:
+    file = images / f"{name}.nii.gz"
+    probability, label = predictor.predict_probabilities(file), predictor.predict(file)
+    assert probability.shape == (5, *label.shape[1:])
+    assert torch.equal(torch.as_tensor(probability).argmax(dim=0), torch.as_tensor(label)[0].long())
+    assert np.allclose(probability.affine, nib.load(file).affine)  # type: ignore[attr-defined]
+
+
+def test_another_bundles_configuration_and_weights_are_taken(
+    process_state: None, model: Path, images: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "a copy"
+    copy_template(BUNDLE, bundle)
+    overlay = "".join(f"{entry_text(key, value)}\n" for key, value in VALUES.items() if key != "device")
+    write_fold(bundle, f"{overlay}fold: 0\nown: 1\nmomentum: '@own'\n")
+    shutil.copy(model, bundle / "models" / "model.pt")
+    labels = Predictor.from_config(bundle=bundle, device="cpu").predict(images / "turned.nii.gz")
+    expected = Predictor.from_config(ckpt_path=model, **VALUES).predict(images / "turned.nii.gz")
+    assert torch.equal(torch.as_tensor(labels), torch.as_tensor(expected))
+    with pytest.raises(BadInput, match="votes: no such key"):
+        Predictor.from_config(bundle=bundle, votes=[0])
+    with pytest.raises(BadInput, match=r"none/configs/inference\.yaml: no such configuration file"):
+        Predictor.from_config(bundle=tmp_path / "none")

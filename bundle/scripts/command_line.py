@@ -12,12 +12,15 @@ from typing import Any
 
 import fire
 
+from .agreement import format_agreements
 from .check_report import format_report, report_as_json
+from .cross_validation import cross_validate as validate_folds
 from .data_check import check_data_set, nothing_to_check
 from .demo import run_demo
 from .errors import BadInput, find_bad_input
 from .estimate import estimate as estimate_training
 from .estimate import format_estimate
+from .export import export as export_committee
 from .label_noise import WAYS
 from .location import bundle_root, copy_bundle, find_config
 from .model_size import committee_from, size_table
@@ -233,6 +236,73 @@ def phantom(
     print(f"Check it with: {shlex.join(['cyclic-committee', 'check', str(out)])}")
 
 
+def export(
+    out: str,
+    format: str,
+    bundle: str | None = None,
+    config: str | Sequence[str] | None = None,
+    ckpt_path: str | None = None,
+    member: int | None = None,
+    image: str | Sequence[str] | None = None,
+) -> None:
+    """Write the trained committee, or one member, for programs without this package; checked before it appears.
+
+    Args:
+        out: the file; one that is there is replaced.
+        format: torchscript, pt2 or onnx.
+        bundle: the folder of a bundle; by default the installed one.
+        config: overlays that the networks were trained with, commas between them, such as variants/small.yaml.
+        ckpt_path: the weights; by default models/model.pt of the bundle.
+        member: the one to write, from 0; by default the mean of all voters.
+        image: a volume's file, NIfTI, to compare the file with the original on; or a file a channel, with commas.
+    """
+    agreements = export_committee(
+        str(out),
+        format=str(format),
+        bundle=bundle,
+        overlays=channel_list(config),
+        ckpt_path=ckpt_path,
+        member=member,
+        image=channel_list(image) or None,
+    )
+    print(format_agreements(str(out), agreements))
+
+
+def cross_validate(
+    dataset: str,
+    out: str,
+    *config: str,
+    folds: int | Sequence[int] | None = None,
+    layout: str = "auto",
+    data_root: str | None = None,
+    **values: Any,
+) -> None:
+    """Train, label and score each fold of a data set, and print the table of all.
+
+    Stopped and started again, it goes on with what is missing.
+
+    Args:
+        dataset: the data set's folder, or a data list (JSON).
+        out: the folder that all of it goes to.
+        config: overlays, such as PREPARED/plan.yaml or variants/small.yaml.
+        folds: the ones to do now, such as 0,3; by default all.
+        layout: flare21, nnunet, decathlon, datalist or folders; by default found out.
+        data_root: where a data list's relative paths begin; by default beside it.
+        values: any key of the configuration, as for training, such as --max_epochs 100.
+    """
+    if values.keys() & {"help", "h"}:  # Fire takes them for a key, too
+        fire.Fire(cross_validate, command=["--", "--help"], name="cyclic-committee cross-validate")
+    validate_folds(
+        str(dataset),
+        str(out),
+        overlays=[str(file) for file in config],
+        folds=[folds] if isinstance(folds, int) else folds,
+        layout=layout,
+        data_root=data_root,
+        values=values,
+    )
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "bundle": bundle,
@@ -242,6 +312,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": check,
     "prepare": prepare,
     "phantom": phantom,
+    "export": export,
+    "cross-validate": cross_validate,
 }
 
 

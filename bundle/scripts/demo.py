@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from .bundle_run import run_bundle
 from .errors import BadInput
 from .location import copy_bundle, find_config
 from .phantom_data_set import write_phantoms
@@ -73,24 +72,3 @@ def make_room(folder: Path) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).touch()
-
-
-def run_bundle(bundle: Path, workflow: str, configs: Sequence[str], **values: Path | int) -> None:
-    """Run one of a bundle's workflows as a user would, and stop if it fails.
-
-    Args:
-        bundle: its folder.
-        workflow: the id that is run.
-        configs: names of files in the bundle's configs, overlays last.
-        values: keys of the configuration with their values.
-
-    Raises:
-        BadInput: the workflow failed; it has said why.
-    """
-    files = [str(bundle / "configs" / config) for config in configs]
-    command = [sys.executable, "-m", "monai.bundle", "run", workflow, "--config_file", str(files)]
-    for key, value in values.items():
-        command += [f"--{key}", str(value)]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}  # MONAI warns before the first line of ours is reached
-    if subprocess.run(command, env=environment, check=False).returncode != 0:
-        raise BadInput(f"The workflow {workflow} failed: the reason is in the lines above.")

@@ -25,6 +25,7 @@ from .volumes import label_ids
 GAUSSIAN_SIGMA = 0.125  # of the tile's size: nnU-Net's weighting
 PIXELS_AT_ONCE = 512 * 512  # in the networks: more is no faster on CPUs, and takes more memory
 PREPARED_AT_ONCE = 16  # slices: each call of the resampling makes its splines anew
+ReadOut = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 class SliceInferer(Inferer):
@@ -91,37 +92,70 @@ class SliceInferer(Inferer):
             BadInput: the network's weights were never loaded or trained; another number of channels than `normalise`
                 has.
         """
+        return self.run(inputs, network, self.to_labels, like=torch.zeros(1, dtype=torch.uint8, device=inputs.device))
+
+    @torch.no_grad()
+    def probabilities(self, inputs: Tensor, network: Any) -> Tensor:
+        """Return the probabilities whose largest one is the label: `(volumes, classes, x, y, z)` float32.
+
+        The classes are the background and the label ids in rising order. What lies beyond the box of all that isn't 0
+        is background. All classes of a volume at once take memory, 4 bytes a voxel and class: they are on the CPU.
+
+        Raises:
+            BadInput: as when labelling.
+        """
+        return self.run(inputs, network, self.to_probabilities, like=torch.eye(len(self.label_ids))[0])
+
+    def run(self, inputs: Tensor, network: Any, read_out: ReadOut, *, like: Tensor) -> Tensor:
+        """Return what is read out of the network's probabilities, `(volumes, channels, x, y, z)`.
+
+        Args:
+            inputs: images `(volumes, channels, x, y, z)`.
+            network: for slices.
+            read_out: from `(slices, classes, x, y)` and the image's size to `(slices, channels, *size)`.
+            like: the result's channels where there is no image, `(channels,)`, on the result's device.
+        """
         require_training(network)
         spacing_mm = in_plane_spacing_mm(inputs) or self.spacing_mm
         volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         boxes = [content_box(volume) for volume in volumes]  # beyond them nothing was seen in training: background
-        labels = torch.zeros((len(volumes), 1, *volumes.shape[2:]), dtype=torch.uint8, device=volumes.device)
-        for volume, label, box in zip(volumes, labels, boxes, strict=True):
-            self.label_volume(volume[box], network, spacing_mm, name=name_of(inputs), out=label[box])
+        shape = (len(volumes), len(like), *volumes.shape[2:])
+        found = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        for channel in like.nonzero().flatten().tolist():
+            found[:, channel] = like[channel]
+        for volume, out, box in zip(volumes, found, boxes, strict=True):
+            self.run_volume(volume[box], network, spacing_mm, read_out, name=name_of(inputs), out=out[box])
         if isinstance(inputs, MetaTensor):  # Invertd leaves a plain tensor as it is, in the wrong orientation
-            return MetaTensor(labels).copy_meta_from(inputs)
-        return labels
+            return MetaTensor(found).copy_meta_from(inputs)
+        return found
 
-    def label_volume(
-        self, volume: Tensor, network: nn.Module, spacing_mm: Sequence[float], *, name: str, out: Tensor
+    def run_volume(
+        self,
+        volume: Tensor,
+        network: nn.Module,
+        spacing_mm: Sequence[float],
+        read_out: ReadOut,
+        *,
+        name: str,
+        out: Tensor,
     ) -> None:
-        """Write the label map of one image `(channels, x, y, z)` into `out`, `(1, x, y, z)` uint8."""
+        """Write what is read out for one image `(channels, x, y, z)` into `out`, with channels of its own."""
         fitted = fit_channels(volume, self.normalise, name=name)
         at_training = resampled_size(volume.shape[1:3], spacing_mm, self.spacing_mm)
-        label_of: dict[tuple[float, ...], Tensor] = {}  # value of a constant slice, in each channel -> (x, y) uint8
+        known: dict[tuple[float, ...], Tensor] = {}  # value of a constant slice, in each channel -> (channels, x, y)
         at_once = max(PREPARED_AT_ONCE, self.batch_size)
         for start in tqdm(range(0, volume.shape[3], at_once), desc="slices", unit="batch", leave=False, disable=None):
             prepared = self.prepare(volume[..., start : start + at_once], fitted, at_training)
             values = constant_values(prepared)
-            new = [p for p, v in enumerate(values) if v is None or (v not in label_of and values.index(v) == p)]
+            new = [p for p, v in enumerate(values) if v is None or (v not in known and values.index(v) == p)]
             for first in range(0, len(new), self.batch_size):
                 places = new[first : first + self.batch_size]
-                labels = self.to_labels(self.predict(prepared[places], network), volume.shape[1:3])
-                out[0, ..., [start + place for place in places]] = labels.permute(1, 2, 0)
-                label_of |= {v: labels[n].clone() for n, p in enumerate(places) if (v := values[p]) is not None}
+                found = read_out(self.predict(prepared[places], network), volume.shape[1:3]).to(out.device)
+                out[..., [start + place for place in places]] = found.permute(1, 2, 3, 0)
+                known |= {v: found[n].clone() for n, p in enumerate(places) if (v := values[p]) is not None}
             for place, value in enumerate(values):
                 if value is not None:
-                    out[0, ..., start + place] = label_of[value]
+                    out[..., start + place] = known[value]
 
     def prepare(self, volume: Tensor, fitted: Sequence[Callable[[Tensor], Tensor]], size: Sequence[int]) -> Tensor:
         """Return slices as the network sees them, `(slices, channels, *size)` float32, of `(channels, x, y, z)`."""
@@ -130,17 +164,22 @@ class SliceInferer(Inferer):
         return torch.stack([self.resampling(channel, size, normalise) for normalise, channel in channels], dim=1)
 
     def to_labels(self, probability: Tensor, size: Sequence[int]) -> Tensor:
-        """Return the ids of the likeliest classes, `(slices, *size)` uint8, for `(slices, classes, x, y)`.
-
-        Bilinear between pixel centres and constant beyond the outermost: what `resample_slices` does with order 1.
-        """
+        """Return the ids of the likeliest classes, `(slices, 1, *size)` uint8, for `(slices, classes, x, y)`."""
         ids = self.label_ids.to(probability.device)
         labels = []
         for one in probability.split(1):  # slice by slice: all classes at the image's own size are large
-            if list(one.shape[2:]) != list(size):
-                one = functional.interpolate(one, size=list(size), mode="bilinear", align_corners=False)
-            labels.append(ids[one.max(dim=1).indices])  # argmax takes seven times as long
+            one = self.to_probabilities(one, size)
+            labels.append(ids[one.max(dim=1, keepdim=True).indices])  # argmax takes seven times as long
         return torch.cat(labels)
+
+    def to_probabilities(self, probability: Tensor, size: Sequence[int]) -> Tensor:
+        """Return probabilities `(slices, classes, x, y)` at the image's own size, `(slices, classes, *size)`.
+
+        Bilinear between pixel centres and constant beyond the outermost: what `resample_slices` does with order 1.
+        """
+        if list(probability.shape[2:]) == list(size):
+            return probability
+        return functional.interpolate(probability, size=list(size), mode="bilinear", align_corners=False)
 
     def predict(self, slices: Tensor, network: nn.Module) -> Tensor:
         """Return the probabilities of slices at the training's spacing: `(slices, classes, x, y)` float32."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.inferers import Inferer
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from torch import Tensor, nn
 
 from .checkpoint import load_file, load_parts
 from .committee import require_training
 from .errors import BadInput, find_bad_input
+from .inferer import SliceInferer
 from .label_map_writer import write_label_file
 from .location import bundle_root, find_config
 from .volumes import SUFFIXES, Files, first_file
@@ -44,7 +44,7 @@ class Predictor:
         self,
         *,
         network: nn.Module,
-        inferer: Inferer,
+        inferer: SliceInferer,
         preprocessing: Compose,
         postprocessing: Compose,
         device: torch.device | str,
@@ -60,11 +60,18 @@ class Predictor:
 
     @classmethod
     def from_config(
-        cls, *, overlays: Sequence[str] = (), ckpt_path: str | Path | None = None, **values: Any
+        cls,
+        *,
+        bundle: str | Path | None = None,
+        overlays: Sequence[str] = (),
+        ckpt_path: str | Path | None = None,
+        **values: Any,
     ) -> Predictor:
         """Return the predictor of inference.yaml, the weights loaded.
 
         Args:
+            bundle: the folder of a bundle, such as a copy or a fold of Auto3DSeg, whose inference.yaml and weights are
+                taken; by default this one.
             overlays: configurations that go over it, by path or by name in the bundle's configs, such as
                 variants/small.yaml: those that the networks were trained with.
             ckpt_path: the weights; by default the configuration's, models/model.pt of the bundle.
@@ -74,13 +81,17 @@ class Predictor:
         Raises:
             BadInput: no such overlay or key; weights that are missing or of other networks; see `LoadWeights`.
         """
-        root = bundle_root()
+        root = bundle_root() if bundle is None else str(Path(bundle).resolve())
         if root not in sys.path:
             sys.path.insert(1, root)  # as `monai.bundle run` does, for the configuration's own scripts
+        config = find_config("inference.yaml" if bundle is None else f"{root}/configs/inference.yaml")
+        known = bundled_keys() | ConfigParser.load_config_file(config).keys()
         parser = ConfigParser()
-        parser.read_config([str(find_config(name)) for name in ("inference.yaml", *overlays)])
-        parser.update({**values, **({} if ckpt_path is None else {"ckpt_path": str(ckpt_path)})})
-        require_known_keys(parser.get(), known=bundled_keys())
+        parser.read_config([str(config), *(str(find_config(name)) for name in overlays)])
+        given = {} if ckpt_path is None else {"ckpt_path": str(ckpt_path)}
+        given |= {} if bundle is None else {"bundle_root": root}  # else where `scripts` was first taken from
+        parser.update({**given, **values})
+        require_known_keys(parser.get(), known=known)
         names = ("network", "inferer", "preprocessing", "postprocessing", "device")
         with plain_errors():
             parts = {name: parser.get_parsed_content(name) for name in names}
@@ -101,15 +112,33 @@ class Predictor:
         Raises:
             BadInput: a file that can't be read, or an image that doesn't fit the configuration.
         """
+        return self.on_own_grid(image, self.label)
+
+    @torch.no_grad()
+    def predict_probabilities(self, image: Files | Tensor) -> Tensor:
+        """Return the probabilities `(classes, x, y, z)`, float32, of one image, on the same grid as the label map.
+
+        The classes are the background and the label ids in rising order; the largest is what `predict` says.
+
+        Args:
+            image: as for `predict`.
+
+        Raises:
+            BadInput: see `predict`.
+        """
+        return self.on_own_grid(image, self.probabilities)
+
+    def on_own_grid(self, image: Files | Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what is computed for an image whose slices lie along z, on the image's own grid; see `predict`."""
         with plain_errors():
             if isinstance(image, Tensor) and not isinstance(image, MetaTensor):
-                return self.label(image)
+                return compute(image)
             if isinstance(image, MetaTensor):  # a new one: what is done to it is written into it
                 image = MetaTensor(image.as_tensor(), meta=dict(image.meta))
                 prepared = self.orienting({"image": image})
             else:
                 prepared = self.preprocessing({"image": image if isinstance(image, Sequence) else str(image)})
-            return self.postprocessing({**prepared, "pred": self.label(prepared["image"])})["pred"]
+            return self.postprocessing({**prepared, "pred": compute(prepared["image"])})["pred"]
 
     def predict_file(self, image: Files, out: str | Path) -> Path:
         """Label an image's file and write the label map with its header; return the label map's file.
@@ -128,6 +157,10 @@ class Predictor:
     def label(self, image: Tensor) -> Tensor:
         """Return the label map `(1, x, y, z)` of an image `(channels, x, y, z)` that has its slices along z."""
         return self.inferer(image[None].to(self.device), self.network)[0]
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Return the probabilities `(classes, x, y, z)` of an image `(channels, x, y, z)` with its slices along z."""
+        return self.inferer.probabilities(image[None].to(self.device), self.network)[0]
 
 
 @contextmanager

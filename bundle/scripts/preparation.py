@@ -71,11 +71,7 @@ def prepare(
 
     print(f"1/3  Measuring {len(data_set.cases)} cases ({data_set.layout} layout)", flush=True)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(out)
-        measured = measure_cases(data_set.cases, labels=labels, folder=out / "fingerprints", processes=processes)
-        require_channels(data_set, measured, channel_names)
-        write_fingerprint(measured, channel_names, out / "fingerprint.json")
+        measured = measure(data_set, out, labels=labels, channel_names=channel_names, processes=processes)
         if plan_path.is_file():
             print(f"2/3  Keeping the plan {plan_path}; without it a new one would be made", flush=True)
         else:
@@ -92,6 +88,35 @@ def prepare(
     require_room(slices, measured)
     slices.prepare(processes=processes)
     return plan_path
+
+
+def measure(
+    data_set: DataSet,
+    out: Path,
+    *,
+    labels: Mapping[int, str],
+    channel_names: Sequence[str],
+    processes: int | None = None,
+) -> list[CaseFingerprint]:
+    """Measure all cases of a data set; write fingerprint.json, and of each case what need not be measured again.
+
+    Args:
+        data_set: of usable cases.
+        out: folder, made if it isn't there.
+        labels: label id -> name.
+        channel_names: of all channels.
+        processes: by default as many as there are cores.
+
+    Raises:
+        BadInput: a case that can't be used, another number of channels.
+        OSError: the folder can't be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(out)
+    measured = measure_cases(data_set.cases, labels=labels, folder=out / "fingerprints", processes=processes)
+    require_channels(data_set, measured, channel_names)
+    write_fingerprint(measured, channel_names, out / "fingerprint.json")
+    return measured
 
 
 def require_usable(data_set: DataSet, dataset: str | Path) -> None:

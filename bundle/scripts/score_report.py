@@ -76,6 +76,21 @@ def write_csv(rows: Iterable[ScoreRow], path: PathLike) -> None:
     _replace(path, text.getvalue())
 
 
+def read_csv(path: PathLike) -> list[ScoreRow]:
+    """Return the rows that `write_csv` wrote."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [
+            {
+                "case": row["case"],
+                "label": int(row["label"]),
+                "organ": row["organ"],
+                "dsc": float(row["dsc"]),
+                "nsd": float(row["nsd"]),
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
 def write_json(summary: Mapping[str, Any], path: PathLike) -> None:
     """Write the summary; an existing file is replaced as a whole."""
     _replace(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")

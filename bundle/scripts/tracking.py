@@ -26,6 +26,7 @@ from ignite.engine import Engine, Events
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from .errors import BadInput
 from .history import epoch_row
@@ -49,6 +50,7 @@ class MLflowTracking:
     tracking_uri: `sqlite:///path/mlflow.db`, whose files go into `mlruns` beside it, or a server's http(s) address.
     config: the merged config before it is resolved; kept whole as config.yaml, its settings as parameters.
     artifacts: files and folders that are added when the training ends; those that don't exist are passed over.
+    parent_run_id: of the run that this one stands under, such as a cross-validation's.
     resume: continue the newest run of this experiment and `output_dir`; parameters keep their first values.
 
     It stands behind History, whose rows it logs, and before StatsHandler and CheckpointSaver: MONAI's handlers of an
@@ -65,6 +67,7 @@ class MLflowTracking:
         experiment_name: str,
         output_dir: str,
         run_name: str | None = None,
+        parent_run_id: str | None = None,
         config: dict | None = None,
         validator: Engine | None = None,
         resume: bool = False,
@@ -75,6 +78,7 @@ class MLflowTracking:
         self.experiment_name = experiment_name
         self.output_dir = str(Path(output_dir).resolve())
         self.run_name = run_name or Path(self.output_dir).name
+        self.parent_run_id = parent_run_id
         self.config = plain(config or {})
         self.validator = validator
         self.resume = resume
@@ -159,6 +163,8 @@ class MLflowTracking:
     def _open_run(self, experiment_id: str, *, device: torch.device) -> str:
         tags = {"output_dir": self.output_dir, "device": str(device), "python": platform.python_version()}
         tags |= {module.__name__: str(module.__version__) for module in (torch, monai, ignite, np)}
+        if self.parent_run_id:
+            tags[MLFLOW_PARENT_RUN_ID] = self.parent_run_id
         run_id = self._newest_run(experiment_id) if self.resume else None
         if run_id is None:
             return self.client.create_run(experiment_id, tags=tags, run_name=self.run_name).info.run_id

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY
+from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from cyclic_committee.scripts import cross_validation
+from cyclic_committee.scripts.cross_validation import cross_validate, folds_of
+from cyclic_committee.scripts.errors import BadInput
+from cyclic_committee.scripts.layouts import read_data_set
+from cyclic_committee.scripts.score_report import write_csv
+
+TINY_RUN = {
+    **{key: value for key, value in TINY.items() if key != "device"},
+    "augmentation": [],
+    "num_workers": 0,
+    "batch_size": 4,
+    "max_epochs": 2,
+    "iterations": 3,
+    "momentum": 0.9,
+    "val_interval": 2,
+}
+FOLD = "import sys; from cyclic_committee.scripts.command_line import main; main()"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY_RUN))
+    return path
+
+
+@pytest.fixture
+def data_list(phantoms: Path, tmp_path: Path) -> Path:
+    """The five phantoms, in two folds of their own."""
+    cases = [
+        {"image": f"TrainingImg/{path.name}", "label": f"TrainingMask/{path.name.replace('_0000', '')}", "fold": k % 2}
+        for k, path in enumerate(sorted((phantoms / "TrainingImg").iterdir()))
+    ]
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps({"training": cases}))
+    return path
+
+
+def test_each_case_is_scored_once_and_stands_under_one_parent(
+    data_list: Path, phantoms: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a run"
+    cross_validate(data_list, out, overlays=[str(tiny)], folds=[1], data_root=phantoms)
+    assert "Folds 1; not done yet: 0" in capsys.readouterr().out
+    first = (out / "fold_1" / "model.pt").stat().st_mtime_ns
+    rows = cross_validate(data_list, out, overlays=[str(tiny)], data_root=phantoms)
+    assert (out / "fold_1" / "model.pt").stat().st_mtime_ns == first  # what is done isn't done again
+    assert sorted({row["case"] for row in rows}) == [f"train_00{k}" for k in range(5)]
+    assert len(rows) == 5 * 4
+    with (out / "scores.csv").open() as file:
+        assert [row["case"] for row in csv.DictReader(file)] == [row["case"] for row in rows]
+    for fold, cases in ((0, 3), (1, 2)):
+        assert len(list((out / f"fold_{fold}" / "labels").iterdir())) == cases
+    client = MlflowClient(f"sqlite:///{out}/mlflow/mlflow.db")
+    [experiment] = [one for one in client.search_experiments() if one.name != "Default"]
+    runs = client.search_runs([experiment.experiment_id])
+    [parent] = [run for run in runs if MLFLOW_PARENT_RUN_ID not in run.data.tags]
+    children = [run.data.tags[MLFLOW_PARENT_RUN_ID] for run in runs if run is not parent]
+    assert children == [parent.info.run_id] * 2
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["dsc_liver"] == pytest.approx(
+        sum(row["dsc"] for row in rows if row["organ"] == "liver") / 5, abs=1e-6
+    )
+
+
+def test_a_killed_one_goes_on_to_the_same_table(data_list: Path, phantoms: Path, tiny: Path, tmp_path: Path) -> None:
+    tables = []
+    for name, kills in (("undisturbed", 0), ("killed", 2)):
+        out = tmp_path / name
+        words = ["cross-validate", str(data_list), str(out), str(tiny), "--folds", "0", "--data_root", str(phantoms)]
+        command = [sys.executable, "-c", FOLD, *words]
+        for kill in range(kills):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            landmark = out / "fold_0" / ("checkpoint.pt" if kill == 0 else "model.pt")
+            while not landmark.is_file() and process.poll() is None:
+                time.sleep(0.05)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        tables.append((out / "scores.csv").read_text())
+        history = json.loads((out / "fold_0" / "history.json").read_text())
+        assert [row["epoch"] for row in history] == [1, 2]
+    assert tables[0] == tables[1]
+
+
+def test_a_folder_goes_on_with_its_own_settings_only(
+    data_list: Path, phantoms: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def do_nothing(out: Path, fold: int, *arguments: object, **others: object) -> None:
+        (out / f"fold_{fold}").mkdir(exist_ok=True)
+        write_csv(
+            [{"case": f"case_{fold}", "label": 1, "organ": "liver", "dsc": 0.5, "nsd": 0.25}],
+            out / f"fold_{fold}" / "scores.csv",
+        )
+
+    monkeypatch.setattr(cross_validation, "do_fold", do_nothing)
+    out = tmp_path / "run"
+    rows = cross_validate(data_list, out, overlays=[str(tiny)], data_root=phantoms, values={"seed": 1})
+    assert [row["case"] for row in rows] == ["case_0", "case_1"]
+    for other in ({"values": {"seed": 2}}, {"overlays": []}):
+        settings = {"overlays": [str(tiny)], "values": {"seed": 1}, "data_root": phantoms, **other}
+        with pytest.raises(BadInput, match=f"was begun with other {next(iter(other))}"):
+            cross_validate(data_list, out, **settings)
+    with pytest.raises(BadInput, match="has the folds 0, 1, got"):
+        cross_validate(data_list, out, overlays=[str(tiny)], data_root=phantoms, values={"seed": 1}, folds=[3])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    with pytest.raises(BadInput, match="holds other things"):
+        cross_validate(data_list, tmp_path / "full", data_root=phantoms)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_folds_are_the_data_lists_own_or_nnunets(data_list: Path, phantoms: Path) -> None:
+    assert folds_of(read_data_set(data_list, data_root=phantoms), data_list) == [0, 1]
+    assert folds_of(read_data_set(phantoms), phantoms) == [0, 1, 2, 3, 4]
+
+
+def test_too_few_cases_are_refused(tmp_path: Path, phantoms: Path) -> None:
+    for folder, suffix in (("images", "_0000"), ("labels", "")):
+        (tmp_path / folder).mkdir()
+        source = phantoms / ("TrainingImg" if suffix else "TrainingMask")
+        for k in range(4):
+            (tmp_path / folder / f"case_{k}.nii.gz").symlink_to(source / f"train_00{k}{suffix}.nii.gz")
+    with pytest.raises(BadInput, match="4 cases are too few for 5 folds"):
+        cross_validate(tmp_path, tmp_path / "run")
