@@ -19,7 +19,7 @@ from cyclic_committee.scripts import cross_validation
 from cyclic_committee.scripts.cross_validation import cross_validate, folds_of
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.layouts import read_data_set
-from cyclic_committee.scripts.score_report import write_csv
+from cyclic_committee.scripts.score_report import ScoreRow, write_csv
 
 TINY_RUN = {
     **{key: value for key, value in TINY.items() if key != "device"},
@@ -31,7 +31,8 @@ TINY_RUN = {
     "momentum": 0.9,
     "val_interval": 2,
 }
-FOLD = "import sys; from cyclic_committee.scripts.command_line import main; main()"
+ROW: ScoreRow = {"case": "case", "label": 1, "organ": "liver", "dsc": 0.5, "nsd": 0.25}
+COMMAND = "from cyclic_committee.scripts.command_line import main; main()"
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_a_killed_one_goes_on_to_the_same_table(data_list: Path, phantoms: Path,
     for name, kills in (("undisturbed", 0), ("killed", 2)):
         out = tmp_path / name
         words = ["cross-validate", str(data_list), str(out), str(tiny), "--folds", "0", "--data_root", str(phantoms)]
-        command = [sys.executable, "-c", FOLD, *words]
+        command = [sys.executable, "-c", COMMAND, *words]
         for kill in range(kills):
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             landmark = out / "fold_0" / ("checkpoint.pt" if kill == 0 else "model.pt")
@@ -106,10 +107,7 @@ def test_a_folder_goes_on_with_its_own_settings_only(
 ) -> None:
     def do_nothing(out: Path, fold: int, *arguments: object, **others: object) -> None:
         (out / f"fold_{fold}").mkdir(exist_ok=True)
-        write_csv(
-            [{"case": f"case_{fold}", "label": 1, "organ": "liver", "dsc": 0.5, "nsd": 0.25}],
-            out / f"fold_{fold}" / "scores.csv",
-        )
+        write_csv([{**ROW, "case": f"case_{fold}"}], out / f"fold_{fold}" / "scores.csv")
 
     monkeypatch.setattr(cross_validation, "do_fold", do_nothing)
     out = tmp_path / "run"
@@ -126,6 +124,23 @@ def test_a_folder_goes_on_with_its_own_settings_only(
     with pytest.raises(BadInput, match="holds other things"):
         cross_validate(data_list, tmp_path / "full", data_root=phantoms)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_plans_prepared_cases_are_used(
+    data_list: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, object]] = []
+
+    def remember(out: Path, fold: int, *arguments: object, values: dict[str, object], **others: object) -> None:
+        given.append(values)
+
+    monkeypatch.setattr(cross_validation, "do_fold", remember)
+    monkeypatch.setattr(cross_validation, "scores_of", lambda *arguments: [ROW])
+    (tmp_path / "plan.yaml").write_text("cache_dir: /prepared/cases\n")
+    cross_validate(data_list, tmp_path / "a", data_root=phantoms, folds=[0])
+    cross_validate(data_list, tmp_path / "b", data_root=phantoms, folds=[0], overlays=[str(tmp_path / "plan.yaml")])
+    assert given[0]["cache_dir"] == str(tmp_path / "a" / "cases")
+    assert "cache_dir" not in given[1]  # that of the plan counts
 
 
 def test_folds_are_the_data_lists_own_or_nnunets(data_list: Path, phantoms: Path) -> None:

@@ -94,6 +94,8 @@ def adapted(command: str) -> str | None:
             return f"{command} {few}"
     if command.startswith("python benchmarks/"):
         return f"{command} --config tiny.yaml"
+    if command.startswith("cyclic-committee cross-validate"):
+        return command.replace("PREPARED/plan.yaml", "tiny.yaml --folds 0")
     if command.startswith("cyclic-committee export"):
         return command.replace("variants/small.yaml", "tiny.yaml")
     if command.startswith("cyclic-committee evaluate"):

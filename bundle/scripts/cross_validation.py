@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
+
 from .bundle_run import run_bundle
 from .cases import require_usable
 from .errors import BadInput
@@ -61,10 +63,12 @@ def cross_validate(
     if data_root is not None:
         places["data_root"] = str(Path(data_root).resolve())
     names = begin(out, overlays, {**places, "values": dict(values or {})})
+    planned = any("cache_dir" in (ConfigParser.load_config_file(str(find_config(file))) or {}) for file in overlays)
+    cache = {} if planned else {"cache_dir": str(out / "cases")}  # a plan's cases are prepared already
     parent = ParentRun.begin(out / "mlflow", name=out.name)
     for fold in wanted:
         print(f"\nFold {fold}" + (" is done" if (out / f"fold_{fold}" / "scores.csv").is_file() else ""), flush=True)
-        do_fold(out, fold, names, values={**places, **(values or {})}, folds=len(known), parent=parent)
+        do_fold(out, fold, names, values={**places, **cache, **(values or {})}, folds=len(known), parent=parent)
     rows = scores_of(out, known)
     parent.end(summarise(rows))
     return rows
@@ -129,7 +133,6 @@ def do_fold(
             folds=folds,
             output_dir=folder,
             model_path=model,
-            cache_dir=out / "cases",
             tracking_uri=parent.tracking_uri,
             parent_run_id=parent.run_id,
             run_name=f"{out.name} fold {fold}",
