@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ FEW = {
     "inference.py": "--slices 1 --rounds 1 --config tiny.yaml",
     "evaluation.py": "--rounds 1",
     "preprocessing.py": "--slices 3 --rounds 1",
+    "auto3dseg.py": "--cases 4 --unseen 1 --config tiny.yaml",
     "lost_processes.py": "--kills 1 --epochs 4",
     "estimate.py": "tiny.yaml --iterations 1",
     "data_pipeline.py": "--cases 1 --rounds 1 --samples 8 --config tiny.yaml",
@@ -161,3 +163,29 @@ def test_the_documented_python_works(clone: Path) -> None:
     (clone / "label_one.py").write_text(code)
     subprocess.run([sys.executable, "label_one.py"], cwd=clone, check=True)
     assert (clone / "LABELS" / image).is_file()
+
+
+def test_the_documented_autorunner_and_search_work(clone: Path) -> None:
+    text = (BUNDLE / "docs" / "README.md").read_text()
+    auto_runner, search = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    names = [path.name for path in sorted((clone / "DATASET" / "TrainingMask").iterdir())]
+    cases = [
+        {"image": f"TrainingImg/{name.replace('.nii', '_0000.nii')}", "label": f"TrainingMask/{name}", "fold": k % 2}
+        for k, name in enumerate(names[:4])
+    ]
+    described = {"training": cases, "testing": [{"image": f"TrainingImg/{names[4].replace('.nii', '_0000.nii')}"}]}
+    (clone / "datalist.json").write_text(json.dumps(described))
+    small, epochs = '["variants/small.yaml"]', '"num_epochs": 10'
+    assert small in auto_runner
+    assert epochs in auto_runner
+    (clone / "auto.py").write_text(auto_runner.replace(small, '["tiny.yaml"]').replace(epochs, '"num_epochs": 1'))
+    subprocess.run([sys.executable, "auto.py"], cwd=clone, check=True)
+    assert len(list((clone / "WORK" / "ensemble_output").rglob("*.nii.gz"))) == 1
+    assert "n_trials=10" in search
+    (clone / "search.py").write_text(
+        search.replace(small, '["tiny.yaml"]')
+        .replace('"num_epochs": 5', '"num_epochs": 1')
+        .replace("n_trials=10", "n_trials=1")
+    )
+    subprocess.run([sys.executable, "search.py"], cwd=clone, check=True)
+    assert len(list((clone / "WORK").glob("committee_0_override_rule_*/models/model.pt"))) == 1
