@@ -291,3 +291,53 @@ def test_the_voxels_of_every_channel_are_checked(tmp_path: Path) -> None:
     require_cases(cases)
     with pytest.raises(BadInput, match=r"images/a_0001\.nii\.gz: 48 voxels are NaN or infinite"):
         require_cases(cases, labels={1: "liver"})
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        (None, "abcd"),
+        ([], "abcd"),
+        (["a", "c"], "bd"),
+        (["a", "e"], "bcd"),  # e validates, and goes on doing so
+        ("a  # the liver is missing\n\n# all else is well\nb\n", "cd"),
+        ("case,rank,distrust\nb,1,9.5\n", "acd"),
+    ],
+)
+def test_excluded_cases_are_validated_but_not_trained_on(
+    tmp_path: Path, exclude: str | list[str] | None, left: str
+) -> None:
+    make(tmp_path, *(f"{folder}/{name}.nii.gz" for folder in ("images", "labels") for name in "abcde"))
+    if isinstance(exclude, str):
+        (tmp_path / "suspects.txt").write_text(exclude)
+        exclude = str(tmp_path / "suspects.txt")
+    parts = {
+        part: find_cases(str(tmp_path), part=part, folds=5, fold=1, exclude=exclude)
+        for part in ("training", "validation")
+    }
+    names = {part: "".join(Path(case["label"]).name[0] for case in cases) for part, cases in parts.items()}
+    assert names == {"training": left, "validation": "e"}
+
+
+def test_cases_of_the_same_name_are_excluded_by_the_audits_names(tmp_path: Path) -> None:
+    training = []
+    for folder in ("x", "y"):
+        make(tmp_path, f"{folder}/ct.nii.gz", f"{folder}/seg.nii.gz")
+        training.append({"image": f"{folder}/ct.nii.gz", "label": f"{folder}/seg.nii.gz"})
+    path = str(describe(tmp_path, {"training": training}, "list.json"))
+    cases = find_cases(path, part="training", fold="none", exclude=["y_seg"])
+    assert [case["label"] for case in cases] == [str(tmp_path / "x" / "seg.nii.gz")]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "message"),
+    [
+        (["a", "f"], "exclude: f is no case of the data set. Correct the name or take it out."),
+        (["a", "b"], "exclude: no case is left to train on. Name fewer cases."),
+        ("gone.txt", "exclude: gone.txt can't be read ([Errno 2] No such file or directory: 'gone.txt'). Give a file"),
+        (3, "exclude: must be names of cases or a file, got 3. Give it as [name, name]."),
+    ],
+)
+def test_an_exclusion_that_can_not_be_is_named(tmp_path: Path, exclude: Any, message: str) -> None:
+    make(tmp_path, *(f"{folder}/{name}.nii.gz" for folder in ("images", "labels") for name in "ab"))
+    assert message_of(find_cases(str(tmp_path), part="training", fold="none", exclude=exclude)).startswith(message)

@@ -34,6 +34,7 @@ FEW = {
     "inference.py": "--slices 1 --rounds 1 --config tiny.yaml",
     "evaluation.py": "--rounds 1",
     "preprocessing.py": "--slices 3 --rounds 1",
+    "label_audit.py": "--cases 5 --seeds 1 --config tiny.yaml",
     "auto3dseg.py": "--cases 4 --unseen 1 --config tiny.yaml",
     "lost_processes.py": "--kills 1 --epochs 4",
     "estimate.py": "tiny.yaml --iterations 1",
@@ -96,6 +97,7 @@ def adapted(command: str) -> str | None:
             return f"{command} {few}"
     if command.startswith("python benchmarks/"):
         return f"{command} --config tiny.yaml"
+    command = command.replace("--exclude SUSPECTS", "--exclude RUN/audit/suspects.txt")
     if command.startswith("cyclic-committee cross-validate"):
         return command.replace("PREPARED/plan.yaml", "tiny.yaml --folds 0")
     if command.startswith("cyclic-committee export"):

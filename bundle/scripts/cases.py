@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from .data_lists import CHANNEL_SUFFIX as CHANNEL_SUFFIX
 from .data_lists import channel_faults, image_keys, list_entries, list_volumes, read_description
 from .errors import BadInput
 from .layouts import FOLDERS, Case, DataSet, find_data_lists, read_data_set, require_known
+from .slice_store import case_names
 from .volumes import (
     as_label_ids,
     case_name,
@@ -49,6 +51,7 @@ def find_cases(
     fold: int | str = 0,
     layout: str = "auto",
     data_root: str | None = None,
+    exclude: str | Sequence[Any] | None = None,
 ) -> CaseList:
     """Return the training or the validation cases of a data set.
 
@@ -62,6 +65,8 @@ def find_cases(
         fold: the fold that validates, from 0; "all": all cases train and all validate, "none": all train.
         layout: see `layouts.read_data_set`.
         data_root: see `layouts.read_data_set`.
+        exclude: cases that aren't trained on, their names or a file of names; see `excluded_names`. Validation keeps
+            them, so that runs with and without them can be compared.
     """
     try:
         data_set = read_data_set(folder, layout=layout, data_root=data_root)
@@ -69,6 +74,8 @@ def find_cases(
         validation = validation_cases(data_set.cases, folder, folds=folds, fold=fold)
         names = {case.name for case in validation}
         chosen = [case for case in data_set.cases if fold in ("all", "none") or case.name not in names]
+        if part == "training":
+            chosen = without_excluded(chosen, excluded_names(exclude), known=data_set.cases)
         return CaseList(map(as_item, chosen if part == "training" else validation), data_set=data_set)
     except BadInput as error:
         return without_cases(str(error))
@@ -94,6 +101,56 @@ def validation_cases(cases: Sequence[Case], folder: str, *, folds: int, fold: in
         raise BadInput(f"{folder}: {len(cases)} cases are too few for {folds} folds. Set --fold all.")
     splits = list(KFold(folds, shuffle=True, random_state=FOLD_SEED).split(cases))
     return [cases[i] for i in splits[fold][1]]
+
+
+def excluded_names(exclude: str | Sequence[Any] | None) -> list[str]:
+    """Return the names of the cases that aren't trained on.
+
+    Args:
+        exclude: their names; or the path of a text file with a name a line, where what follows # or a comma doesn't
+            count and neither does a first line "case": so the audit's `suspects.txt` and lines of its `cases.csv`.
+
+    Raises:
+        BadInput: no such file, one that is no text, or neither names nor a path.
+    """
+    if exclude is None:
+        return []
+    if isinstance(exclude, str):
+        try:
+            with Path(exclude).open(encoding="utf-8", newline="") as file:
+                names = [row[0].split("#")[0].strip() for row in csv.reader(file) if row]
+        except (OSError, ValueError, csv.Error) as error:
+            raise BadInput(
+                f"exclude: {exclude} can't be read ({error}). Give a file with a case's name a line, or [name, name]."
+            ) from error
+        return [name for number, name in enumerate(names) if name and (number, name) != (0, "case")]
+    if not isinstance(exclude, Sequence):
+        raise BadInput(f"exclude: must be names of cases or a file, got {exclude!r}. Give it as [name, name].")
+    return [str(name) for name in exclude]
+
+
+def without_excluded(cases: Sequence[Case], names: Sequence[str], *, known: Sequence[Case]) -> list[Case]:
+    """Return the cases but for those named, as the data set or as the audit names them.
+
+    Args:
+        cases: those to train on.
+        names: to leave out.
+        known: all cases of the data set: a name that is only here isn't trained on anyway.
+
+    Raises:
+        BadInput: a name of no case; nothing is left.
+    """
+    names_of: dict[str, set[str]] = {}  # by label file; the audit's names depend on which cases there are
+    for group in (cases, known):
+        for case, name in zip(group, case_names([as_item(case) for case in group]), strict=True):
+            names_of.setdefault(str(case.label), set()).update((case.name, name))
+    unknown = sorted(set(names) - set().union(*names_of.values()))
+    if unknown:
+        raise BadInput(f"exclude: {unknown[0]} is no case of the data set. Correct the name or take it out.")
+    left = [case for case in cases if not names_of[str(case.label)] & set(names)]
+    if cases and not left:
+        raise BadInput("exclude: no case is left to train on. Name fewer cases.")
+    return left
 
 
 def find_images(

@@ -21,6 +21,8 @@ from .errors import BadInput, find_bad_input
 from .estimate import estimate as estimate_training
 from .estimate import format_estimate
 from .export import export as export_committee
+from .label_audit import audit as audit_labels
+from .label_audit import format_suspects
 from .label_noise import WAYS
 from .location import bundle_root, copy_bundle, find_config
 from .model_size import committee_from, size_table
@@ -303,6 +305,18 @@ def cross_validate(
     )
 
 
+def audit(run: str, out: str | None = None, top: int = 20) -> None:
+    """Rank the training cases by how much the committee distrusted their labels, and draw the first of them.
+
+    Args:
+        run: the output folder of a training.
+        out: the folder for the tables and pictures; by default audit in the run's.
+        top: how many cases to print and to draw.
+    """
+    rows = audit_labels(str(run), out=None if out is None else str(out), top=top)
+    print(format_suspects(rows, top=top))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "bundle": bundle,
@@ -314,6 +328,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "phantom": phantom,
     "export": export,
     "cross-validate": cross_validate,
+    "audit": audit,
 }
 
 

@@ -1,0 +1,109 @@
+"""What does a person look at to decide whether a label is wrong?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from tqdm import tqdm
+
+from .errors import BadInput
+from .pictures import DAYLIGHT, ON_CT, _dark_page, _finish_page, _outline, _read_image, _save, _window
+from .volumes import first_file, label_ids, open_volume, read_voxels
+
+SLICES = 3  # of a case
+OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
+
+
+def draw_suspects(cases: Sequence[Any], slices: Sequence[Any], *, about: Mapping[str, Any], folder: Path) -> None:
+    """Draw the three most distrusted slices of each case into `<folder>/<rank>_<case>.png`; earlier ones are removed.
+
+    Args:
+        cases: those to draw, and
+        slices: of all cases, each a `label_audit.Suspect`.
+        about: `cases` (name -> files), `labels` (id -> name) and `orientation` of `loss_record.read_losses`.
+        folder: of the pictures.
+
+    Raises:
+        BadInput: the record doesn't say where the files are; a file is missing or can't be read.
+    """
+    for earlier in folder.glob("[0-9][0-9][0-9]_*.png"):
+        earlier.unlink()
+    distrusts: dict[str, dict[int, float]] = {case.case: {} for case in cases}
+    for one in slices:
+        distrusts.get(one.case, {})[one.slice] = one.distrust
+    for case in tqdm(cases, "pictures", unit="case", disable=None, leave=False):
+        if case.case not in about["cases"]:
+            raise BadInput(f"{case.case}: the record of the training doesn't name its files. Draw nothing, --top 0.")
+        draw_suspect(
+            about["cases"][case.case],
+            distrusts[case.case],
+            about=about,
+            title=f"{case.rank}. {case.case}: distrust {case.distrust:.1f}, most of all {case.label}",
+            path=folder / f"{case.rank:03d}_{case.case}.png",
+        )
+
+
+def draw_suspect(
+    files: Mapping[str, Any], slices: Mapping[int, float], *, about: Mapping[str, Any], title: str, path: Path
+) -> None:
+    """Draw a case's most distrusted slices, plain on the left and with the label's outlines on the right.
+
+    Slices are those that were trained on: along the last axis of the orientation, which the letters R, A, S, L, P and I
+    at the borders show. A CT's grey values are those of soft tissue, 40 +- 200 HU.
+    """
+    image, affine = _read_image(first_file(files["image"]))
+    label = read_voxels(open_volume(files["label"]))
+    if image.shape != label.shape:
+        raise BadInput(f"{files['label']}: has the shape {label.shape}, its image {image.shape}. Was it replaced?")
+    turn = nib.orientations.ornt_transform(
+        nib.io_orientation(affine), nib.orientations.axcodes2ornt(about["orientation"])
+    )
+    spacing_mm = np.empty(3)
+    spacing_mm[turn[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
+    image, label = (nib.orientations.apply_orientation(array, turn) for array in (image, label))
+    colours = {i: ON_CT[number % len(ON_CT)] for number, i in enumerate(label_ids(about["labels"]))}
+    shown = pick_apart(slices, count=SLICES, depth=image.shape[2])
+
+    figure, grid = _dark_page(len(shown), size_mm=np.multiply(image.shape, spacing_mm))
+    for z, (plain, outlined) in zip(shown, grid, strict=True):
+        for axes in (plain, outlined):
+            show(axes, image[:, :, z], spacing_mm, window=_window(image), orientation=about["orientation"])
+        text = f"slice {z} of 0 to {image.shape[2] - 1}, distrust {slices[z]:.1f}"
+        plain.set_title(text, loc="left", color=DAYLIGHT, fontsize=10, pad=5)
+        for i, colour in colours.items():
+            _outline(outlined, label[:, :, z] == i, spacing_mm, colour=colour, width=1.6)
+    key = [Line2D([], [], color=colours[int(i)], linewidth=3, label=name) for i, name in about["labels"].items()]
+    _finish_page(figure, title=title, key=key)
+    _save(figure, path)
+
+
+def pick_apart(slices: Mapping[int, float], *, count: int, depth: int) -> list[int]:
+    """Return up to `count` slices, rising: the most distrusted that lie an eighth of the depth or more apart."""
+    picked: list[int] = []
+    for z in sorted(slices, key=lambda z: (-slices[z], z)):
+        if len(picked) < count and all(abs(z - other) * 8 >= depth for other in picked):
+            picked.append(z)
+    return sorted(picked)
+
+
+def show(
+    axes: Axes, image: np.ndarray, spacing_mm: np.ndarray, *, window: tuple[float, float], orientation: str
+) -> None:
+    """Show a slice in millimetres, the end of its first axis on the left, as radiologists have the patient's right."""
+    x_mm, y_mm = (np.array([-0.5, n - 0.5]) * step for n, step in zip(image.shape, spacing_mm, strict=False))
+    low, high = window
+    extent = (*x_mm, *y_mm)
+    axes.imshow(image.T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent, interpolation="bilinear")
+    axes.set_xlim(x_mm[1], x_mm[0])
+    axes.autoscale(enable=False)  # or outlines would move the limits
+    axes.set_axis_off()
+    text: dict[str, Any] = {"transform": axes.transAxes, "color": DAYLIGHT, "fontsize": 12}
+    axes.text(0.015, 0.5, orientation[0], ha="left", va="center", **text)
+    axes.text(0.985, 0.5, OPPOSITE[orientation[0]], ha="right", va="center", **text)
+    axes.text(0.5, 0.985, orientation[1], ha="center", va="top", **text)
