@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,19 @@ SCHEDULE = {
 LIMIT_S = 300  # of one start of several processes: what hangs shall fail
 
 
-def torchrun(*arguments: str, cwd: Path, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+def torchrun(
+    *arguments: str,
+    cwd: Path,
+    processes: int = 2,
+    restarts: int = 0,
+    nodes: Sequence[str] = ("--standalone",),
+    **variables: str,
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", *nodes, "--nproc_per_node", str(processes)]
     return subprocess.Popen(
         [*command, "--max_restarts", str(restarts), *arguments],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -124,14 +132,11 @@ def test_a_training_goes_on_with_another_number_of_processes(
     assert (joined / "selection.csv").read_text() == (alone / "selection.csv").read_text()
 
 
-def rank_of(process: subprocess.Popen[str], rank: int) -> int:
-    """Return the process id of a rank among torchrun's children."""
+def ranks_of(process: subprocess.Popen[str], rank: int) -> list[int]:
+    """Return the process ids of a rank among torchrun's children: one, or none."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for child in children:
-        variables = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
-        if f"RANK={rank}" in variables:
-            return int(child)
-    raise ProcessLookupError(rank)
+    variables = {child: Path(f"/proc/{child}/environ").read_bytes().decode().split("\0") for child in children}
+    return [int(child) for child in children if f"RANK={rank}" in variables[child]]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -147,11 +152,33 @@ def test_a_training_that_lost_a_process_goes_on_to_the_same_weights(phantoms: Pa
     finished(torchrun(*training(undisturbed, phantoms), cwd=tmp_path))
     process = torchrun(*training(killed, phantoms), cwd=tmp_path, restarts=1)
     wait_for((killed / "checkpoint.pt").is_file)  # the first epoch is done
-    os.kill(rank_of(process, 1), signal.SIGKILL)
+    os.kill(ranks_of(process, 1)[0], signal.SIGKILL)
     finished(process)
     assert epochs(killed) == [1, 2]
     assert difference(killed / "model.pt", undisturbed / "model.pt") == 0
     assert (killed / "selection.csv").read_text() == (undisturbed / "selection.csv").read_text()
+
+
+def test_on_two_nodes_all_go_on_when_one_has_lost_its_process(phantoms: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = training(folder, phantoms)
+    nodes = ["--nnodes", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{free_port()}", "--rdzv_id", "x"]
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    processes = [
+        torchrun(*arguments, cwd=tmp_path, processes=1, restarts=2, nodes=nodes, **variables) for _ in range(2)
+    ]
+    wait_for((folder / "checkpoint.pt").is_file)
+    os.kill(next(pid for process in processes for pid in ranks_of(process, 1)), signal.SIGKILL)
+    for process in processes:
+        finished(process)
+    assert epochs(folder) == [1, 2]
+    assert (folder / "model.pt").is_file()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_a_process_that_fails_ends_the_run_with_its_reason(phantoms: Path, tmp_path: Path) -> None:

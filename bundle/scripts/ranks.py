@@ -88,8 +88,14 @@ def is_follower() -> bool:
 
 
 def after_restart(checkpoint: str) -> bool:
-    """Return whether torchrun has started this process anew, and there is a checkpoint to go on from."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and Path(checkpoint).is_file()
+    """Return whether torchrun has started this training anew, and there is a checkpoint to go on from.
+
+    To be called by all processes once they have joined: each node counts its own restarts, so the largest count is it.
+    """
+    count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if idist.get_world_size() > 1:
+        count = int(torch.as_tensor(idist.all_reduce(count, "MAX")))
+    return count > 0 and Path(checkpoint).is_file()
 
 
 def in_turn(work: Callable[[], Any]) -> Any:
