@@ -19,7 +19,7 @@ from monai.networks.trt_compiler import TrtCompiler
 from test_command_line import type_in
 from torch import Tensor, nn
 
-from cyclic_committee.scripts import export as module
+from cyclic_committee.scripts import agreement as module
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.export import FORMATS, export
 from cyclic_committee.scripts.predictor import Predictor
