@@ -73,7 +73,7 @@ class Format:
     files: str
     write: Write
     open: Open
-    library: str = "numpy"
+    package: str = "numpy"
 
 
 def write_nifti(folder: Path, image: np.ndarray, label: np.ndarray, scale: float) -> None:
@@ -405,10 +405,10 @@ def main(*, ct: str | None = None, cases: int = 12, rounds: int = 7, reads: int 
         zarr.config.set({"threading.max_workers": 1})
     formats = []
     for form in FORMATS:
-        if optional(form.library):
+        if optional(form.package):
             formats.append(form)
         else:
-            print(f"{form.name}: skipped, {form.library} isn't installed.")
+            print(f"{form.name}: skipped, {form.package} isn't installed.")
     libraries = [library for library in (np, nib, h5py, zarr, blosc2) if library]
     print(", ".join(f"{library.__name__} {library.__version__}" for library in libraries))
     for number, (title, rounding) in enumerate(ROUNDINGS):
@@ -416,7 +416,7 @@ def main(*, ct: str | None = None, cases: int = 12, rounds: int = 7, reads: int 
         chosen = (
             formats
             if number == 0
-            else [form for form in formats if form.name == FORMATS[0].name or form.library != "numpy"]
+            else [form for form in formats if form.name == FORMATS[0].name or form.package != "numpy"]
         )
         raws = (((raw, label), scale) for hu, label in volumes(ct, cases, noise_hu) for raw, scale in [rounding(hu)])
         with tempfile.TemporaryDirectory() as folder:

@@ -35,6 +35,16 @@ TINY = {
 }
 
 
+SCHEDULE = {
+    "augmentation": [],
+    "num_workers": 0,
+    "batch_size": 4,
+    "max_epochs": 2,
+    "iterations": 3,
+    "momentum": 0.9,
+    "val_interval": 2,
+}
+
 LABELS = {"1": "liver", "2": "kidney", "3": "spleen", "4": "pancreas"}
 
 
@@ -94,13 +104,7 @@ def train(workflow: Workflow, phantoms: Path) -> Callable[..., Path]:
             "dataset_dir": str(phantoms),
             "output_dir": str(output),
             "model_path": str(output / "model.pt"),
-            "augmentation": [],
-            "num_workers": 0,
-            "batch_size": 4,
-            "max_epochs": 2,
-            "iterations": 3,
-            "momentum": 0.9,
-            "val_interval": 2,
+            **SCHEDULE,
             "track": False,
             **overrides,
         }

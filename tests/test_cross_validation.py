@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import SCHEDULE, TINY
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -21,16 +21,7 @@ from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.layouts import read_data_set
 from cyclic_committee.scripts.score_report import ScoreRow, write_csv
 
-TINY_RUN = {
-    **{key: value for key, value in TINY.items() if key != "device"},
-    "augmentation": [],
-    "num_workers": 0,
-    "batch_size": 4,
-    "max_epochs": 2,
-    "iterations": 3,
-    "momentum": 0.9,
-    "val_interval": 2,
-}
+TINY_RUN = {**{key: value for key, value in TINY.items() if key != "device"}, **SCHEDULE}
 ROW: ScoreRow = {"case": "case", "label": 1, "organ": "liver", "dsc": 0.5, "nsd": 0.25}
 COMMAND = "from cyclic_committee.scripts.command_line import main; main()"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, TINY
+from conftest import CONFIGS, SCHEDULE, TINY
 
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.ranks import (
@@ -30,16 +30,7 @@ from cyclic_committee.scripts.ranks import (
 )
 from cyclic_committee.scripts.selection import LossDifference
 
-SCHEDULE = {
-    "augmentation": [],
-    "num_workers": 0,
-    "batch_size": 4,
-    "max_epochs": 2,
-    "iterations": 5,
-    "momentum": 0.9,
-    "val_interval": 1,
-    "track": False,
-}
+FIVE = {**SCHEDULE, "iterations": 5, "val_interval": 1, "track": False}
 LIMIT_S = 300  # of one start of several processes: what hangs shall fail
 
 
@@ -66,7 +57,7 @@ def training(folder: Path, phantoms: Path, *overlays: str) -> list[str]:
     """Return the arguments of a tiny training by several processes whose output goes to the folder."""
     folder.mkdir(exist_ok=True)
     tiny = folder / "tiny.yaml"
-    tiny.write_text(yaml.safe_dump({**{k: v for k, v in TINY.items() if k != "device"}, **SCHEDULE}))
+    tiny.write_text(yaml.safe_dump({**{k: v for k, v in TINY.items() if k != "device"}, **FIVE}))
     files = [str(CONFIGS / name) for name in ("train.yaml", "multi_gpu_train.yaml", *overlays)]
     places = ["--dataset_dir", str(phantoms), "--output_dir", str(folder), "--model_path", str(folder / "model.pt")]
     return ["-m", "monai.bundle", "run", "training", "--config_file", str([*files, str(tiny)]), *places]
@@ -111,7 +102,7 @@ def test_two_processes_with_one_decision_train_as_one_process_does(
     two, one = tmp_path / "two", tmp_path / "one"
     output = finished(torchrun(*training(two, phantoms, "variants/global_choice.yaml"), cwd=tmp_path))
     assert output.count("epoch 2/2") == 1  # one process tells
-    train(one, **{**SCHEDULE, "batch_size": 8})
+    train(one, **{**FIVE, "batch_size": 8})
     assert difference(two / "model.pt", one / "model.pt") < 1e-5
     assert (two / "selection.csv").read_text() == (one / "selection.csv").read_text()  # the same choices
     rows = [json.loads((folder / "history.json").read_text())[-1] for folder in (two, one)]
@@ -123,8 +114,8 @@ def test_a_training_goes_on_with_another_number_of_processes(
 ) -> None:
     alone, joined = tmp_path / "alone", tmp_path / "joined"
     for folder in (alone, joined):
-        train(folder, **{**SCHEDULE, "batch_size": 8, "max_epochs": 1})
-    train(alone, **{**SCHEDULE, "batch_size": 8, "resume": True})
+        train(folder, **{**FIVE, "batch_size": 8, "max_epochs": 1})
+    train(alone, **{**FIVE, "batch_size": 8, "resume": True})
     arguments = training(joined, phantoms, "variants/global_choice.yaml")
     finished(torchrun(*arguments, "--resume", "true", cwd=tmp_path))
     assert epochs(joined) == [1, 2]
