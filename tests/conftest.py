@@ -15,6 +15,8 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from cyclic_committee.scripts.committee import Committee
+from cyclic_committee.scripts.network import UNet2d
 from cyclic_committee.scripts.normalisation import ClipAndStandardise
 from cyclic_committee.scripts.phantom_data_set import write_phantoms
 from cyclic_committee.scripts.resampling import ResampleThenNormalise
@@ -66,6 +68,17 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
     write_phantoms(folder, cases=5, seed=7)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny committee's weights, random ones that say of themselves that they were trained."""
+    torch.manual_seed(3)
+    network = Committee([UNet2d(in_channels=1, out_channels=5, features=[4, 8, 16]) for _ in range(3)])
+    network.iterations_trained += 1
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    torch.save(network.state_dict(), path)
+    return path
 
 
 @pytest.fixture

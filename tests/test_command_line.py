@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
-from conftest import BUNDLE, CONFIGS
+from conftest import BUNDLE, CONFIGS, TINY
 
 from cyclic_committee.scripts import command_line, demo
 from cyclic_committee.scripts.errors import BadInput
@@ -107,20 +107,7 @@ def test_a_copied_bundle_has_all_but_what_was_made_by_use(monkeypatch: pytest.Mo
     assert not [name for name in files if name.endswith((".pt", ".pyc"))]
 
 
-TINY_DEMO = {
-    "member": {
-        "_target_": "scripts.network.UNet2d",
-        "in_channels": "@channels",
-        "out_channels": "@classes",
-        "features": [4, 8, 16],
-    },
-    "spacing_mm": [6.0, 6.0],
-    "patch_size": [48, 48],
-    "crop_size": [48, 48],
-    "max_epochs": 1,
-    "iterations": 2,
-    "val_interval": 1,
-}
+TINY_DEMO = {**TINY, "max_epochs": 1, "iterations": 2, "val_interval": 1}
 
 
 def test_the_demo_goes_from_nothing_to_a_table(

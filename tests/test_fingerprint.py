@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from cyclic_committee.scripts.case_files import Case
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.fingerprint import (
     MOST_VALUES,
@@ -16,7 +17,6 @@ from cyclic_committee.scripts.fingerprint import (
     measure_case,
     measure_cases,
 )
-from cyclic_committee.scripts.layouts import Case
 
 
 def write(folder: Path, name: str, image: np.ndarray, label: np.ndarray, affine: np.ndarray | None = None) -> Case:

@@ -11,8 +11,8 @@ import torch
 from matplotlib.image import imread
 
 from cyclic_committee.scripts.audit_pictures import pick_apart
-from cyclic_committee.scripts.cases import excluded_names
 from cyclic_committee.scripts.errors import BadInput
+from cyclic_committee.scripts.exclusion import excluded_names
 from cyclic_committee.scripts.label_audit import (
     audit,
     case_distrust,

@@ -12,24 +12,12 @@ import yaml
 from conftest import BUNDLE, TINY, Workflow
 from monai.data import MetaTensor
 
-from cyclic_committee.scripts.committee import Committee
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.fold_bundle import copy_template, entry_text, write_fold
-from cyclic_committee.scripts.network import UNet2d
 from cyclic_committee.scripts.phantom import make_phantom
 from cyclic_committee.scripts.predictor import Predictor
 
 VALUES = {key: value for key, value in TINY.items() if key != "crop_size"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(3)
-    network = Committee([UNet2d(in_channels=1, out_channels=5, features=[4, 8, 16]) for _ in range(3)])
-    network.iterations_trained += 1
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    torch.save(network.state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="module")

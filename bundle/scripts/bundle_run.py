@@ -30,13 +30,23 @@ def run_bundle(bundle: Path, workflow: str, configs: Sequence[str], **values: Pa
     Raises:
         BadInput: the workflow failed; it has said why.
     """
+    command = bundle_command(bundle, workflow, configs, **values)
+    if subprocess.run(command, env=quiet_environment(), check=False, preexec_fn=end_with_parent).returncode != 0:
+        raise BadInput(f"The workflow {workflow} failed: the reason is in the lines above.")
+
+
+def bundle_command(bundle: Path, workflow: str, configs: Sequence[str], **values: Path | int | str) -> list[str]:
+    """Return the command that runs one of a bundle's workflows; see `run_bundle`."""
     files = [str(bundle / "configs" / config) for config in configs]
     command = [sys.executable, "-m", "monai.bundle", "run", workflow, "--config_file", str(files)]
     for key, value in values.items():
         command += [f"--{key}", str(value)]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}  # MONAI warns before the first line of ours is reached
-    if subprocess.run(command, env=environment, check=False, preexec_fn=end_with_parent).returncode != 0:
-        raise BadInput(f"The workflow {workflow} failed: the reason is in the lines above.")
+    return command
+
+
+def quiet_environment() -> dict[str, str]:
+    """Return this process's environment, without warnings: MONAI warns before the first line of ours is reached."""
+    return {**os.environ, "PYTHONWARNINGS": "ignore"}
 
 
 def end_with_parent() -> None:

@@ -13,9 +13,9 @@ from nibabel.affines import voxel_sizes
 from nibabel.imageglobals import logger
 from nibabel.spatialimages import SpatialImage
 
+from .case_files import Case, Problem
 from .errors import BadInput
 from .hounsfield import why_not_hu
-from .layouts import Case, Problem
 from .volumes import (
     ROUNDING_MM,
     grid_shift_mm,

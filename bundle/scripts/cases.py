@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
-from .data_lists import CHANNEL_SUFFIX as CHANNEL_SUFFIX
-from .data_lists import channel_faults, image_keys, list_entries, list_volumes, read_description
+from .case_files import Case, as_files, channel_faults, image_keys, list_volumes
+from .data_lists import list_entries, read_description
 from .errors import BadInput
-from .layouts import FOLDERS, Case, DataSet, find_data_lists, read_data_set, require_known
-from .slice_store import case_names
+from .exclusion import excluded_names, without_excluded
+from .layouts import FOLDERS, DataSet, find_data_lists, read_data_set, require_known
 from .volumes import (
     as_label_ids,
     case_name,
@@ -76,7 +75,7 @@ def find_cases(
         chosen = [case for case in data_set.cases if fold in ("all", "none") or case.name not in names]
         if part == "training":
             chosen = without_excluded(chosen, excluded_names(exclude), known=data_set.cases)
-        return CaseList(map(as_item, chosen if part == "training" else validation), data_set=data_set)
+        return CaseList((case.item for case in (chosen if part == "training" else validation)), data_set=data_set)
     except BadInput as error:
         return without_cases(str(error))
 
@@ -103,56 +102,6 @@ def validation_cases(cases: Sequence[Case], folder: str, *, folds: int, fold: in
     return [cases[i] for i in splits[fold][1]]
 
 
-def excluded_names(exclude: str | Sequence[Any] | None) -> list[str]:
-    """Return the names of the cases that aren't trained on.
-
-    Args:
-        exclude: their names; or the path of a text file with a name a line, where what follows # or a comma doesn't
-            count and neither does a first line "case": so the audit's `suspects.txt` and lines of its `cases.csv`.
-
-    Raises:
-        BadInput: no such file, one that is no text, or neither names nor a path.
-    """
-    if exclude is None:
-        return []
-    if isinstance(exclude, str):
-        try:
-            with Path(exclude).open(encoding="utf-8", newline="") as file:
-                names = [row[0].split("#")[0].strip() for row in csv.reader(file) if row]
-        except (OSError, ValueError, csv.Error) as error:
-            raise BadInput(
-                f"exclude: {exclude} can't be read ({error}). Give a file with a case's name a line, or [name, name]."
-            ) from error
-        return [name for number, name in enumerate(names) if name and (number, name) != (0, "case")]
-    if not isinstance(exclude, Sequence):
-        raise BadInput(f"exclude: must be names of cases or a file, got {exclude!r}. Give it as [name, name].")
-    return [str(name) for name in exclude]
-
-
-def without_excluded(cases: Sequence[Case], names: Sequence[str], *, known: Sequence[Case]) -> list[Case]:
-    """Return the cases but for those named, as the data set or as the audit names them.
-
-    Args:
-        cases: those to train on.
-        names: to leave out.
-        known: all cases of the data set: a name that is only here isn't trained on anyway.
-
-    Raises:
-        BadInput: a name of no case; nothing is left.
-    """
-    names_of: dict[str, set[str]] = {}  # by label file; the audit's names depend on which cases there are
-    for group in (cases, known):
-        for case, name in zip(group, case_names([as_item(case) for case in group]), strict=True):
-            names_of.setdefault(str(case.label), set()).update((case.name, name))
-    unknown = sorted(set(names) - set().union(*names_of.values()))
-    if unknown:
-        raise BadInput(f"exclude: {unknown[0]} is no case of the data set. Correct the name or take it out.")
-    left = [case for case in cases if not names_of[str(case.label)] & set(names)]
-    if cases and not left:
-        raise BadInput("exclude: no case is left to train on. Name fewer cases.")
-    return left
-
-
 def find_images(
     path: str,
     *,
@@ -176,7 +125,7 @@ def find_images(
         if with_labels:
             data_set = read_data_set(path, layout=layout, data_root=data_root)
             require_usable(data_set)
-            return CaseList(map(as_item, data_set.cases), data_set=data_set)
+            return CaseList((case.item for case in data_set.cases), data_set=data_set)
         require_known(layout)
         if layout == "datalist" or (Path(path).is_file() and Path(path).suffix == ".json"):
             images = images_of_list(Path(path), data_root)
@@ -246,16 +195,6 @@ def require_usable(data_set: DataSet) -> None:
         raise BadInput(f"{problems[0]} And {len(problems) - 1} more: `cyclic-committee check DATASET` lists them.")
     if problems:
         raise BadInput(str(problems[0]))
-
-
-def as_item(case: Case) -> dict[str, Any]:
-    """Return a case as MONAI's transforms take it."""
-    return {"image": as_files(case.image), "label": str(case.label)}
-
-
-def as_files(files: Sequence[Path]) -> str | list[str]:
-    """Return an image's one path, or its paths."""
-    return str(files[0]) if len(files) == 1 else [str(file) for file in files]
 
 
 def without_cases(problem: str) -> CaseList:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from .case_files import Problem
 from .data_check import Report
-from .layouts import Problem
 
 GAP = "  "
 HEADINGS = ("file", "what is wrong", "what to do")

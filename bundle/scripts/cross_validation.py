@@ -110,12 +110,17 @@ def begin(out: Path, overlays: Sequence[str], settings: Mapping[str, Any]) -> li
         remove_unfinished(out.parent)
         unfinished = unfinished_path(out)
         copy_bundle(unfinished / "bundle")
-        for number, text in enumerate(texts):
-            (unfinished / "bundle" / "configs" / f"overlay_{number}.yaml").write_text(text)
+        for name, text in zip(overlays_of(wanted), texts, strict=True):
+            (unfinished / "bundle" / "configs" / name).write_text(text)
         (unfinished / SETTINGS).write_text(json.dumps(wanted, indent=1) + "\n")
         shutil.rmtree(out, ignore_errors=True)  # an empty one
         unfinished.rename(out)
-    return [f"overlay_{number}.yaml" for number in range(len(texts))]
+    return overlays_of(wanted)
+
+
+def overlays_of(settings: Mapping[str, Any]) -> list[str]:
+    """Return the names that the overlays have in the configs of the folder's bundle."""
+    return [f"overlay_{number}.yaml" for number in range(len(settings["overlays"]))]
 
 
 def do_fold(

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from .case_check import CaseFacts, as_problem, check_case, in_mm
+from .case_files import Case, Problem
 from .errors import BadInput
-from .layouts import Case, Problem, read_data_set
+from .layouts import read_data_set
 from .parallel import for_each
 from .phantom import LABELS
 from .volumes import label_ids

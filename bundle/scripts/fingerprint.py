@@ -15,8 +15,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from .case_files import Case
 from .errors import BadInput
-from .layouts import Case
 from .normalisation import nonzero_box
 from .parallel import for_each
 from .unfinished import remove_unfinished, unfinished_path

@@ -7,21 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .case_files import WHOLE, Case, Problem, image_keys, list_volumes, most_common, pair_files
 from .data_lists import (
-    WHOLE,
-    Case,
     Entry,
-    Problem,
     channel_names,
     entry_faults,
     entry_names,
-    image_keys,
     label_names,
     list_entries,
-    list_volumes,
-    most_common,
     named_entries,
-    pair_files,
     read_description,
     read_json,
 )

@@ -20,6 +20,7 @@ from .errors import BadInput, find_bad_input
 from .inferer import SliceInferer
 from .label_map_writer import write_label_file
 from .location import bundle_root, find_config
+from .opinions import EachVoter, opinions
 from .volumes import SUFFIXES, Files, first_file
 from .workflow import bundled_keys, require_known_keys
 
@@ -30,7 +31,7 @@ class Predictor:
     One volume at a time: a predictor isn't to be called by several threads at once.
 
     Args:
-        network: with its weights, on its device; set to eval mode.
+        network: with its weights, on its device; set to eval mode. `predict_opinions` wants a `Committee`.
         inferer: see `inferer.SliceInferer`.
         preprocessing: from `{"image": files}` to the image `(channels, x, y, z)`, slices along z.
         postprocessing: brings `pred` back to the grid of the file.
@@ -128,6 +129,21 @@ class Predictor:
         """
         return self.on_own_grid(image, self.probabilities)
 
+    @torch.no_grad()
+    def predict_opinions(self, image: Files | Tensor) -> Tensor:
+        """Return who says what of one image, `(2 + voters, x, y, z)` uint8, on the same grid as the label map.
+
+        The committee's label map, as `predict` has it; each voter's own; and last how much the voters disagree, in
+        255ths: see `opinions.opinions`. One pass over the image.
+
+        Args:
+            image: as for `predict`.
+
+        Raises:
+            BadInput: see `predict`; one voter alone.
+        """
+        return self.on_own_grid(image, self.opinions)
+
     def on_own_grid(self, image: Files | Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what is computed for an image whose slices lie along z, on the image's own grid; see `predict`."""
         with plain_errors():
@@ -161,6 +177,10 @@ class Predictor:
     def probabilities(self, image: Tensor) -> Tensor:
         """Return the probabilities `(classes, x, y, z)` of an image `(channels, x, y, z)` with its slices along z."""
         return self.inferer.probabilities(image[None].to(self.device), self.network)[0]
+
+    def opinions(self, image: Tensor) -> Tensor:
+        """Return `predict_opinions` of an image `(channels, x, y, z)` that has its slices along z."""
+        return opinions(image[None].to(self.device), EachVoter(self.network), self.inferer)[0]
 
 
 @contextmanager

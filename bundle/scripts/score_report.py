@@ -16,7 +16,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from nibabel.spatialimages import SpatialImage
 
-from .cases import CHANNEL_SUFFIX, list_volumes
+from .case_files import CHANNEL_SUFFIX, list_volumes
 from .errors import BadInput
 from .metrics import (
     OrganScore,

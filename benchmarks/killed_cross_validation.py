@@ -1,0 +1,77 @@
+"""Does a cross-validation that is killed again and again end with the same table?
+
+    python benchmarks/killed_cross_validation.py [--kills 3] [--cases 10] [--seed 0] [--config OVERLAY]
+
+A tiny committee (tiny.yaml) is cross-validated on phantoms in five folds by the command line, once undisturbed and once
+while it is killed (SIGKILL) at random moments and started again with the same words. Prints after each kill what was
+done by then, and at the end whether the two tables of scores are the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import fire
+
+from cyclic_committee.scripts.location import find_config
+from cyclic_committee.scripts.phantom_data_set import write_phantoms
+
+COMMAND = "from cyclic_committee.scripts.command_line import main; main()"
+TINY = Path(__file__).with_name("tiny.yaml")
+
+
+def start(out: Path, *, data: Path, configs: list[str]) -> subprocess.Popen[str]:
+    """Start a cross-validation, or go on with it; what it prints is added to a file beside its folder."""
+    command = [sys.executable, "-c", COMMAND, "cross-validate", str(data), str(out), str(TINY), *configs]
+    with out.with_suffix(".log").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, text=True)
+
+
+def done(out: Path) -> str:
+    """Return what of each fold lies in a folder."""
+    parts = []
+    for folder in sorted(out.glob("fold_*")):
+        files = [name for name in ("checkpoint.pt", "model.pt", "scores.csv") if (folder / name).is_file()]
+        parts.append(f"{folder.name}: {files[-1] if files else 'begun'}")
+    return ", ".join(parts) or "nothing"
+
+
+def main(*, kills: int = 3, cases: int = 10, seed: int = 0, config: str | None = None) -> None:
+    dice = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_phantoms(folder / "data", cases=cases)
+        data, configs = folder / "data", [str(find_config(config).resolve())] if config else []
+        undisturbed, killed = folder / "undisturbed", folder / "killed"
+
+        began_s = time.monotonic()
+        if start(undisturbed, data=data, configs=configs).wait():
+            sys.exit(undisturbed.with_suffix(".log").read_text())
+        whole_s = time.monotonic() - began_s
+        print(f"undisturbed: {whole_s:.0f} s", flush=True)
+        for kill in range(kills):
+            process = start(killed, data=data, configs=configs)
+            alive_s = dice.uniform(0.1, 0.9) * whole_s / max(1, kills - 1)
+            try:
+                process.wait(alive_s)
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                print(f"kill {kill + 1} after {alive_s:.0f} s: {done(killed)}", flush=True)
+        if start(killed, data=data, configs=configs).wait():
+            sys.exit(killed.with_suffix(".log").read_text())
+        tables = [(run / "scores.csv").read_text() for run in (undisturbed, killed)]
+        print(f"the same table: {tables[0] == tables[1]}, {tables[0].count(chr(10)) - 1} rows")
+        if tables[0] != tables[1]:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

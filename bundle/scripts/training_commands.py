@@ -1,0 +1,115 @@
+"""Which commands train, and tell what a training costs or has found?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from json import dumps as to_json
+from pathlib import Path
+from typing import Any
+
+from .command_arguments import show_help_if_asked
+from .cross_validation import cross_validate as validate_folds
+from .demo import run_demo
+from .estimate import estimate as estimate_training
+from .estimate import format_estimate
+from .label_audit import audit as audit_labels
+from .label_audit import format_suspects
+from .location import bundle_root, copy_bundle
+from .model_size import committee_from, size_table
+
+
+def demo(*config: str, out: str = "demo") -> None:
+    """Train on phantoms, then label and evaluate unseen ones: all of it in minutes, on a CPU.
+
+    Args:
+        config: overlays on the small variant, such as variants/small_loss.yaml, to see what a difference they make.
+        out: the folder that all of it goes to; an earlier demo there is replaced.
+    """
+    run_demo(Path(out), overlays=[str(file) for file in config])
+
+
+def bundle(folder: str) -> None:
+    """Copy the bundle to a new folder, to train there or to change it.
+
+    Args:
+        folder: must not exist yet.
+    """
+    copy_bundle(Path(folder))
+    print(f"The bundle is in {folder}.")
+
+
+def parameters(*config: str) -> None:
+    """Print parameters and multiply-accumulate operations of a configuration's networks.
+
+    Args:
+        config: configuration files, overlays last; without any, the paper's train.yaml.
+    """
+    root = bundle_root()
+    sys.path.insert(1, root)  # as `monai.bundle run` does, for the configuration's own scripts
+    files = [str(file) for file in config] or [f"{root}/configs/train.yaml"]
+    print(size_table(*committee_from(files)))
+
+
+def estimate(*config: str, json: bool = False, **values: Any) -> None:
+    """Print what a training will cost, before it is run: parameters, operations, memory, and time on this CPU.
+
+    No data set is needed. It takes about as long as three iterations of one network.
+
+    Args:
+        config: configuration files as for training, overlays last, such as plan.yaml or variants/small.yaml; the
+            bundle's train.yaml is read first.
+        json: print JSON instead of tables; bytes and seconds.
+        values: any key of the configuration, as for training, such as --batch_size 4.
+    """
+    show_help_if_asked(estimate, values, name="estimate")
+    sys.path.insert(1, bundle_root())  # as `monai.bundle run` does, for the configuration's own scripts
+    found = estimate_training([str(file) for file in config], values)
+    print(to_json(asdict(found)) if json else format_estimate(found))
+
+
+def cross_validate(
+    dataset: str,
+    out: str,
+    *config: str,
+    folds: int | Sequence[int] | None = None,
+    layout: str = "auto",
+    data_root: str | None = None,
+    **values: Any,
+) -> None:
+    """Train, label and score each fold of a data set, and print the table of all.
+
+    Stopped and started again, it goes on with what is missing.
+
+    Args:
+        dataset: the data set's folder, or a data list (JSON).
+        out: the folder that all of it goes to.
+        config: overlays, such as PREPARED/plan.yaml or variants/small.yaml.
+        folds: the ones to do now, such as 0,3; by default all.
+        layout: flare21, nnunet, decathlon, datalist or folders; by default found out.
+        data_root: where a data list's relative paths begin; by default beside it.
+        values: any key of the configuration, as for training, such as --max_epochs 100.
+    """
+    show_help_if_asked(cross_validate, values, name="cross-validate")
+    validate_folds(
+        str(dataset),
+        str(out),
+        overlays=[str(file) for file in config],
+        folds=[folds] if isinstance(folds, int) else folds,
+        layout=layout,
+        data_root=data_root,
+        values=values,
+    )
+
+
+def audit(run: str, out: str | None = None, top: int = 20) -> None:
+    """Rank the training cases by how much the committee distrusted their labels, and draw the first of them.
+
+    Args:
+        run: the output folder of a training.
+        out: the folder for the tables and pictures; by default audit in the run's.
+        top: how many cases to print and to draw.
+    """
+    rows = audit_labels(str(run), out=None if out is None else str(out), top=top)
+    print(format_suspects(rows, top=top))
