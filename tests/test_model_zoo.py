@@ -237,6 +237,25 @@ def test_the_interval_of_validation_is_val_interval() -> None:
     assert [handler["interval"] for handler in handlers if "Validat" in handler["_target_"]] == ["@val_interval"]
 
 
+ZOO_STYLE = {  # of the zoo's pyproject.toml and setup.cfg
+    "black": ["--check", "--line-length", "120", "--target-version", "py39"],
+    "isort": ["--check", "--profile", "black", "--line-length", "120"],
+    "flake8": [
+        "--isolated",
+        "--max-line-length=120",
+        "--select=B,C,E,F,N,P,T4,W,B9",
+        "--ignore=E203,E501,E741,W503,W504,C408,N812,B023",
+    ],
+}
+
+
+@pytest.mark.parametrize("tool", ZOO_STYLE)
+def test_the_zoos_formatters_and_linters_find_nothing(tool: str) -> None:
+    command = [sys.executable, "-m", tool, *ZOO_STYLE[tool], str(BUNDLE / "scripts"), str(BUNDLE / "__init__.py")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
 def test_logging_goes_to_the_terminal_alone() -> None:
     conf = configparser.RawConfigParser()
     conf.read(CONFIGS / "logging.conf")

@@ -98,13 +98,8 @@ class RandRotateScaleCropd(Randomizable, MapTransform):
             window = (..., *(slice(start, start + want) for start, want in zip(starts, self.size, strict=True)))
             return {**data, self.image_key: image[window], self.label_key: label[window]}
         x, y = sampling_points(self.size, degrees=self.degrees, scale=self.scale)
-        return {
-            **data,
-            self.image_key: resample_image(image, x, y)
-            if self.degrees
-            else scale_image(image, self.size, scale=self.scale),
-            self.label_key: resample_label(label[0], x, y)[None],
-        }
+        image = resample_image(image, x, y) if self.degrees else scale_image(image, self.size, scale=self.scale)
+        return {**data, self.image_key: image, self.label_key: resample_label(label[0], x, y)[None]}
 
     def _require_fit(self, image: Sequence[int], label: Sequence[int]) -> None:
         have, labelled, want = (" x ".join(map(str, size)) for size in (image, label, self.size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -123,4 +124,5 @@ def prepare(
         processes=processes,
     )
     files = [f"{bundle_root()}/configs/train.yaml", str(plan), *(str(find_config(str(file))) for file in config)]
-    print(f'\nPrepared. Train, with any further overlays last:\n{TRAIN} --config_file "{files}"')
+    print("\nPrepared. Train, with any further overlays last:")
+    print(TRAIN, "--config_file", json.dumps(str(files)))  # in double quotes: there are single ones in it

@@ -102,7 +102,8 @@ class UNet2d(nn.Module):
         for up, decoder in zip(self.ups, self.decoders):  # noqa: B905  TorchScript knows no strict
             x = decoder(torch.cat([up(x), skips.pop()], dim=1))
             stages.append(x)
-        if not torch.jit.is_scripting():  # noqa: SIM102  an exported network only infers: TorchScript allows one type of result
+        # an exported network only infers: TorchScript allows one type of result
+        if not torch.jit.is_scripting():  # noqa: SIM102
             if self.training:
                 logits = [head(stage) for head, stage in zip(self.heads, stages, strict=True)]
                 return logits[::-1]  # type: ignore[return-value]

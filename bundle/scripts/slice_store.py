@@ -70,7 +70,8 @@ class Preparation:
         Raises:
             BadInput: a file is missing or no volume.
         """
-        open_image(case["image"]), open_volume(case["label"])  # they name the file if there is none
+        open_image(case["image"])  # these name the file if there is none
+        open_volume(case["label"])
         image = [case["image"]] if isinstance(case["image"], (str, Path)) else case["image"]
         stats = [(Path(path).resolve(), os.stat(path)) for path in (*image, case["label"])]
         files = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]

@@ -146,9 +146,10 @@ class CommitteeTrainer(Trainer):
         with self.passes.places(len(forwards), label.device) as places:
             for member, forward, chosen, place in zip(self.network.members, forwards, kept, places, strict=True):
                 samples = chosen.nonzero()[:, 0].tolist()
+                count = len(samples)
                 rows = Rows.of(samples or [0])  # of several processes, one may have none: gradients of 0 then
 
-                def scaled_loss(output: Any, chosen_label: Tensor = label[rows.order], n: int = len(samples)) -> Tensor:
+                def scaled_loss(output: Any, chosen_label: Tensor = label[rows.order], n: int = count) -> Tensor:
                     heads = [head[:n] for head in ([output] if isinstance(output, Tensor) else output)]
                     loss = self.loss_function(heads if len(heads) > 1 else heads[0], chosen_label[:n])
                     learned.append(loss.detach())
@@ -156,7 +157,7 @@ class CommitteeTrainer(Trainer):
 
                 with place:
                     forward.backward(rows, scaled_loss)
-                    averages.append(self.ranks.average(member, len(samples)))
+                    averages.append(self.ranks.average(member, count))
             for finish in averages:
                 finish()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
