@@ -75,9 +75,8 @@ def main(*, kills: int = 10, epochs: int = 24, processes: int = 2, seed: int = 0
         undisturbed, killed = folder / "undisturbed", folder / "killed"
         if train(undisturbed, processes=processes, restarts=0, configs=configs).wait():
             sys.exit((undisturbed / "log.txt").read_text())
-        print(
-            f"without restarts, one kill ends the run after {seconds_to_end(folder / 'ended', processes, configs):.1f} s"
-        )
+        ended_s = seconds_to_end(folder / "ended", processes, configs)
+        print(f"without restarts, one kill ends the run after {ended_s:.1f} s")
         process = train(killed, processes=processes, restarts=kills, configs=configs)
         before, done = 0, 0
         while process.poll() is None and done < kills:

@@ -107,7 +107,18 @@ def test_a_copied_bundle_has_all_but_what_was_made_by_use(monkeypatch: pytest.Mo
     assert not [name for name in files if name.endswith((".pt", ".pyc"))]
 
 
-TINY_DEMO = {**TINY, "max_epochs": 1, "iterations": 2, "val_interval": 1}
+TINY_DEMO = {
+    **{key: value for key, value in TINY.items() if key not in ("member#features", "device")},
+    "member": {  # as a whole: over a plan's, which has strides
+        "_target_": "scripts.network.UNet2d",
+        "in_channels": "@channels",
+        "out_channels": "@classes",
+        "features": [4, 8, 16],
+    },
+    "max_epochs": 1,
+    "iterations": 2,
+    "val_interval": 1,
+}
 
 
 def test_the_demo_goes_from_nothing_to_a_table(

@@ -89,8 +89,7 @@ def measure(run: Path, settings: Mapping[str, Any], *, fold: int, image: str | S
             run / "bundle",
             "run",
             ["inference.yaml", *overlays_of(settings)],
-            **settings["values"],
-            **places,
+            **{**settings["values"], **places},
             ckpt_path=run / f"fold_{fold}" / "model.pt",
         )
         with (Path(name) / "log.txt").open("w+") as log:

@@ -180,7 +180,7 @@ class Predictor:
 
     def opinions(self, image: Tensor) -> Tensor:
         """Return `predict_opinions` of an image `(channels, x, y, z)` that has its slices along z."""
-        return opinions(image[None].to(self.device), EachVoter(self.network), self.inferer)[0]
+        return opinions(image[None].to(self.device), EachVoter(self.network), self.inferer)[0]  # type: ignore[arg-type]
 
 
 @contextmanager
