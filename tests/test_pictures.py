@@ -14,14 +14,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.pictures import (
-    Pictures,
-    draw_curves,
-    draw_overlay,
-    pick_slices,
-    ras_spacing,
-    to_ras,
-)
+from cyclic_committee.scripts.pictures import Pictures, draw_curves, draw_overlay, pick_slices
 
 LABELS = {0: "background", 1: "liver", 2: "kidney"}
 AIR_HU, BONE_HU = -1000, 1000
@@ -70,12 +63,6 @@ def test_the_picture_is_the_same_for_every_orientation_of_the_file(tmp_path: Pat
         draw_overlay(tmp_path / name / "a.nii.gz", prediction=mask, reference=mask, labels=LABELS, path=path, slices=1)
         pictures.append(imread(path))
     np.testing.assert_allclose(*pictures, atol=0.01)
-
-
-def test_spacing_follows_the_axes_that_are_turned() -> None:
-    affine = np.array([[0, 0, -3.0, 0], [1.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 0, 1]])
-    assert ras_spacing(affine).tolist() == [3.0, 1.0, 2.0]
-    assert to_ras(np.zeros((4, 5, 6)), affine).shape == (6, 4, 5)
 
 
 @pytest.mark.parametrize(

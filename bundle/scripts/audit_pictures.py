@@ -8,16 +8,24 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 from .errors import BadInput
-from .pictures import DAYLIGHT, ON_CT, _dark_page, _finish_page, _outline, _read_image, _save, _window
+from .slice_drawing import (
+    DAYLIGHT,
+    ON_CT,
+    dark_page,
+    finish_page,
+    grey_window,
+    outline,
+    read_grey,
+    save_png,
+    show_slice,
+)
 from .volumes import first_file, label_ids, open_volume, read_voxels
 
 SLICES = 3  # of a case
-OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 
 
 def draw_suspects(cases: Sequence[Any], slices: Sequence[Any], *, about: Mapping[str, Any], folder: Path) -> None:
@@ -45,8 +53,13 @@ def draw_suspects(cases: Sequence[Any], slices: Sequence[Any], *, about: Mapping
             distrusts[case.case],
             about=about,
             title=f"{case.rank}. {case.case}: distrust {case.distrust:.1f}, most of all {case.label}",
-            path=folder / f"{case.rank:03d}_{case.case}.png",
+            path=folder / picture_name(case),
         )
+
+
+def picture_name(case: Any) -> str:
+    """Return the file of a case's picture: a `label_audit.Suspect`'s."""
+    return f"{case.rank:03d}_{case.case}.png"
 
 
 def draw_suspect(
@@ -57,7 +70,7 @@ def draw_suspect(
     Slices are those that were trained on: along the last axis of the orientation, which the letters R, A, S, L, P and I
     at the borders show. A CT's grey values are those of soft tissue, 40 +- 200 HU.
     """
-    image, affine = _read_image(first_file(files["image"]))
+    image, affine = read_grey(first_file(files["image"]))
     label = read_voxels(open_volume(files["label"]))
     if image.shape != label.shape:
         raise BadInput(f"{files['label']}: has the shape {label.shape}, its image {image.shape}. Was it replaced?")
@@ -70,17 +83,17 @@ def draw_suspect(
     colours = {i: ON_CT[number % len(ON_CT)] for number, i in enumerate(label_ids(about["labels"]))}
     shown = pick_apart(slices, count=SLICES, depth=image.shape[2])
 
-    figure, grid = _dark_page(len(shown), size_mm=np.multiply(image.shape, spacing_mm))
+    figure, grid = dark_page(len(shown), size_mm=np.multiply(image.shape, spacing_mm))
     for z, (plain, outlined) in zip(shown, grid, strict=True):
         for axes in (plain, outlined):
-            show(axes, image[:, :, z], spacing_mm, window=_window(image), orientation=about["orientation"])
+            show_slice(axes, image[:, :, z], spacing_mm, window=grey_window(image), orientation=about["orientation"])
         text = f"slice {z} of 0 to {image.shape[2] - 1}, distrust {slices[z]:.1f}"
-        plain.set_title(text, loc="left", color=DAYLIGHT, fontsize=10, pad=5)
+        plain.set_title(text, loc="left", color=DAYLIGHT, fontsize=15, pad=5)
         for i, colour in colours.items():
-            _outline(outlined, label[:, :, z] == i, spacing_mm, colour=colour, width=1.6)
+            outline(outlined, label[:, :, z] == i, spacing_mm, colour=colour, width=1.6)
     key = [Line2D([], [], color=colours[int(i)], linewidth=3, label=name) for i, name in about["labels"].items()]
-    _finish_page(figure, title=title, key=key)
-    _save(figure, path)
+    finish_page(figure, title=title, key=key)
+    save_png(figure, path)
 
 
 def pick_apart(slices: Mapping[int, float], *, count: int, depth: int) -> list[int]:
@@ -90,20 +103,3 @@ def pick_apart(slices: Mapping[int, float], *, count: int, depth: int) -> list[i
         if len(picked) < count and all(abs(z - other) * 8 >= depth for other in picked):
             picked.append(z)
     return sorted(picked)
-
-
-def show(
-    axes: Axes, image: np.ndarray, spacing_mm: np.ndarray, *, window: tuple[float, float], orientation: str
-) -> None:
-    """Show a slice in millimetres, the end of its first axis on the left, as radiologists have the patient's right."""
-    x_mm, y_mm = (np.array([-0.5, n - 0.5]) * step for n, step in zip(image.shape, spacing_mm, strict=False))
-    low, high = window
-    extent = (*x_mm, *y_mm)
-    axes.imshow(image.T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent, interpolation="bilinear")
-    axes.set_xlim(x_mm[1], x_mm[0])
-    axes.autoscale(enable=False)  # or outlines would move the limits
-    axes.set_axis_off()
-    text: dict[str, Any] = {"transform": axes.transAxes, "color": DAYLIGHT, "fontsize": 12}
-    axes.text(0.015, 0.5, orientation[0], ha="left", va="center", **text)
-    axes.text(0.985, 0.5, OPPOSITE[orientation[0]], ha="right", va="center", **text)
-    axes.text(0.5, 0.985, orientation[1], ha="center", va="top", **text)

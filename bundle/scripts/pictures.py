@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from ignite.engine import Engine, Events
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .errors import BadInput
+from .slice_drawing import (
+    DAYLIGHT,
+    DPI,
+    ON_CT,
+    PAGE_IN,
+    dark_page,
+    finish_page,
+    grey_window,
+    outline,
+    ras_spacing,
+    read_grey,
+    save_png,
+    show_slice,
+    to_ras,
+)
 from .volumes import case_name
 
-# After Okabe and Ito, safe for the colour-blind: dark blue would vanish on CT, yellow on paper.
-ON_CT = ("#56B4E9", "#E69F00", "#FF7FC8", "#F0E442", "#00C08B", "#FF7F3F")
+# After Okabe and Ito, safe for the colour-blind: yellow would vanish on paper.
 ON_PAPER = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-NIGHT, DAYLIGHT = "#101010", "#F2F2F2"
-LEVEL_HU, WIDTH_HU = 40, 400  # soft tissue
-AIR_HU = -500  # an image that reaches below is a CT
-PAGE_IN, DPI = 14.0, 100  # inches, so 1400 pixels
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: str | os.PathLike[str]) -> None:
@@ -50,7 +57,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: str | os.PathLike[
         _finish_panel(axes, title=title, limits=limits)
     if not drawn:
         figure.text(0.5, 0.5, "nothing has been recorded yet", ha="center", va="center", fontsize=14, color="#555555")
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def _draw_lines(axes: Axes, history: Sequence[Mapping[str, float]], prefix: str, *, style: str) -> None:
@@ -98,7 +105,7 @@ def draw_overlay(
     0 is background. The slices are chosen by the reference's foreground, or else by the prediction's.
     Raises BadInput for an image that nibabel can't read, or that isn't on the grid of the masks.
     """
-    image, affine = _read_image(image_path)
+    image, affine = read_grey(image_path)
     masks = {"prediction": prediction} if reference is None else {"prediction": prediction, "reference": reference}
     for name, mask in masks.items():
         if mask.shape != image.shape:
@@ -109,33 +116,21 @@ def draw_overlay(
     organs = {int(label): name for label, name in labels.items() if int(label) != 0}
     colours = {label: ON_CT[number % len(ON_CT)] for number, label in enumerate(organs)}
 
-    window = _window(image)
-    figure, grid = _dark_page(len(heights), size_mm=np.multiply(image.shape, spacing_mm))
+    window = grey_window(image)
+    figure, grid = dark_page(len(heights), size_mm=np.multiply(image.shape, spacing_mm))
     for z, (plain, outlined) in zip(heights, grid, strict=True):
         for axes in (plain, outlined):
-            _show_slice(axes, image[:, :, z], spacing_mm, window=window)
+            show_slice(axes, image[:, :, z], spacing_mm, window=window)
         plain.set_title(f"slice {z + 1} of {image.shape[2]}", loc="left", color=DAYLIGHT, fontsize=10, pad=5)
         for label, colour in colours.items():
-            _outline(outlined, masks["prediction"][:, :, z] == label, spacing_mm, colour=colour, width=2.4)
+            outline(outlined, masks["prediction"][:, :, z] == label, spacing_mm, colour=colour, width=2.4)
         for label in colours if reference is not None else ():
             # thin and on top: where both agree, the organ's colour still shows on both sides of the white
-            _outline(outlined, masks["reference"][:, :, z] == label, spacing_mm, colour="white", width=0.9)
+            outline(outlined, masks["reference"][:, :, z] == label, spacing_mm, colour="white", width=0.9)
     key = [Line2D([], [], color=colours[label], linewidth=3, label=name) for label, name in organs.items()]
     key += [Line2D([], [], color="white", linewidth=1, label="reference")] if reference is not None else []
-    _finish_page(figure, title=case_name(image_path), key=key)
-    _save(figure, path)
-
-
-def to_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Turn (x, y, z) so that the axes run towards the patient's right, anterior and superior."""
-    return nib.orientations.apply_orientation(array, nib.orientations.io_orientation(affine))
-
-
-def ras_spacing(affine: np.ndarray) -> np.ndarray:
-    """Return the spacing of `to_ras(array, affine)` along its three axes, in mm."""
-    spacing_mm = np.empty(3)
-    spacing_mm[nib.orientations.io_orientation(affine)[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
-    return spacing_mm
+    finish_page(figure, title=case_name(image_path), key=key)
+    save_png(figure, path)
 
 
 def pick_slices(mask: np.ndarray, count: int) -> list[int]:
@@ -153,82 +148,6 @@ def pick_slices(mask: np.ndarray, count: int) -> list[int]:
         # of equally full slices the one nearest to the middle
         chosen.append(int(max(middle, key=lambda z: (area[z], -abs(z - band.mean())))))
     return chosen
-
-
-def _read_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        file: Any = nib.load(path)
-        array = file.get_fdata(dtype=np.float32, caching="unchanged")
-    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise BadInput(f"{path} can't be drawn ({error}): give a NIfTI file, or switch the pictures off") from error
-    return (array[..., 0] if array.ndim == 4 else array), file.affine  # the first channel
-
-
-def _dark_page(rows: int, *, size_mm: np.ndarray) -> tuple[Figure, np.ndarray]:
-    side, gap, title, key = 0.25, 0.12, 0.9, 0.65  # inches
-    width = (PAGE_IN - 2 * side - gap) / 2
-    height = min(width * size_mm[1] / size_mm[0], 1.2 * width)
-    total = title + rows * height + (rows - 1) * 0.35 + key
-    figure = Figure(figsize=(PAGE_IN, total), dpi=DPI, facecolor=NIGHT)
-    grid = figure.subplots(
-        rows,
-        2,
-        squeeze=False,
-        gridspec_kw={
-            "left": side / PAGE_IN,
-            "right": 1 - side / PAGE_IN,
-            "bottom": key / total,
-            "top": 1 - title / total,
-            "wspace": gap / width,
-            "hspace": 0.35 / height,
-        },
-    )
-    return figure, grid
-
-
-def _window(image: np.ndarray) -> tuple[float, float]:
-    """Return the grey values of black and white: soft tissue for CT, else the 1st and the 99th percentile."""
-    if image.min() < AIR_HU:
-        return LEVEL_HU - WIDTH_HU / 2, LEVEL_HU + WIDTH_HU / 2
-    low, high = np.percentile(image, (1, 99))
-    return float(low), float(max(high, low + 1e-6))
-
-
-def _show_slice(axes: Axes, image: np.ndarray, spacing_mm: np.ndarray, *, window: tuple[float, float]) -> None:
-    """Show a (right, anterior) slice in millimetres, the patient's right on the left."""
-    x_mm, y_mm = (np.array([-0.5, n - 0.5]) * step for n, step in zip(image.shape, spacing_mm, strict=False))
-    low, high = window
-    axes.imshow(
-        image.T, cmap="gray", vmin=low, vmax=high, origin="lower", extent=(*x_mm, *y_mm), interpolation="bilinear"
-    )
-    axes.set_xlim(x_mm[1], x_mm[0])
-    axes.autoscale(enable=False)  # or outlines would move the limits
-    axes.set_axis_off()
-    text: dict[str, Any] = {"transform": axes.transAxes, "color": DAYLIGHT, "fontsize": 12, "va": "top"}
-    axes.text(0.015, 0.975, "R", ha="left", **text)
-    axes.text(0.985, 0.975, "L", ha="right", **text)
-
-
-def _outline(axes: Axes, mask: np.ndarray, spacing_mm: np.ndarray, *, colour: str, width: float) -> None:
-    if mask.any():
-        padded = np.pad(mask, 1).astype(np.float32)  # a mask that touches the border is outlined there, too
-        x_mm, y_mm = (np.arange(-1, n + 1) * step for n, step in zip(mask.shape, spacing_mm, strict=False))
-        axes.contour(x_mm, y_mm, padded.T, levels=[0.5], colors=[colour], linewidths=width)
-
-
-def _finish_page(figure: Figure, *, title: str, key: list[Line2D]) -> None:
-    top = 1 - 0.3 / figure.get_figheight()
-    figure.text(0.25 / PAGE_IN, top, title, color=DAYLIGHT, fontsize=17, fontweight="bold", va="center")
-    figure.legend(handles=key, loc="lower center", ncols=len(key), frameon=False, labelcolor=DAYLIGHT, fontsize=13)
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a PNG whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    FigureCanvasAgg(figure).print_png(unfinished)
-    os.replace(unfinished, path)
 
 
 class Pictures:
