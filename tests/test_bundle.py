@@ -139,7 +139,7 @@ def test_the_committee_is_exported_with_its_weights(
 
 SHARED = [
     *("bundle_root", "device", "labels", "channels", "classes", "orientation", "spacing_mm", "normalise", "resampling"),
-    *("layout", "data_root", "patch_size", "precision", "member", "network_def", "network", "voters", "follower"),
+    *("layout", "data_root", "patch_size", "precision", "member", "network_def", "voters", "follower"),
 ]
 
 

@@ -20,6 +20,7 @@ from .committee import require_training
 from .normalisation import Normalisation, fit_channels, nonzero_box
 from .precision import autocast
 from .resampling import Resampling, resampled_size
+from .side_by_side import sharing_cores
 from .volumes import label_ids
 
 GAUSSIAN_SIGMA = 0.125  # of the tile's size: nnU-Net's weighting
@@ -144,18 +145,23 @@ class SliceInferer(Inferer):
         at_training = resampled_size(volume.shape[1:3], spacing_mm, self.spacing_mm)
         known: dict[tuple[float, ...], Tensor] = {}  # value of a constant slice, in each channel -> (channels, x, y)
         at_once = max(PREPARED_AT_ONCE, self.batch_size)
-        for start in tqdm(range(0, volume.shape[3], at_once), desc="slices", unit="batch", leave=False, disable=None):
-            prepared = self.prepare(volume[..., start : start + at_once], fitted, at_training)
-            values = constant_values(prepared)
-            new = [p for p, v in enumerate(values) if v is None or (v not in known and values.index(v) == p)]
-            for first in range(0, len(new), self.batch_size):
-                places = new[first : first + self.batch_size]
-                found = read_out(self.predict(prepared[places], network), volume.shape[1:3]).to(out.device)
-                out[..., [start + place for place in places]] = found.permute(1, 2, 3, 0)
-                known |= {v: found[n].clone() for n, p in enumerate(places) if (v := values[p]) is not None}
-            for place, value in enumerate(values):
-                if value is not None:
-                    out[..., start + place] = known[value]
+
+        def label(slices: Tensor) -> Tensor:
+            return read_out(self.predict(slices, network), volume.shape[1:3]).to(out.device)
+
+        bar = tqdm(range(0, volume.shape[3], at_once), desc="slices", unit="batch", leave=False, disable=None)
+        with sharing_cores(volume.device) as side_by_side:
+            for start in bar:
+                prepared = self.prepare(volume[..., start : start + at_once], fitted, at_training)
+                values = constant_values(prepared)
+                new = [p for p, v in enumerate(values) if v is None or (v not in known and values.index(v) == p)]
+                batches = [new[first : first + self.batch_size] for first in range(0, len(new), self.batch_size)]
+                for places, found in zip(batches, side_by_side(label, map(prepared.__getitem__, batches)), strict=True):
+                    out[..., [start + place for place in places]] = found.permute(1, 2, 3, 0)
+                    known |= {v: found[n].clone() for n, p in enumerate(places) if (v := values[p]) is not None}
+                for place, value in enumerate(values):
+                    if value is not None:
+                        out[..., start + place] = known[value]
 
     def prepare(self, volume: Tensor, fitted: Sequence[Callable[[Tensor], Tensor]], size: Sequence[int]) -> Tensor:
         """Return slices as the network sees them, `(slices, channels, *size)` float32, of `(channels, x, y, z)`."""
