@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import os
 from collections.abc import Hashable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from monai.data import NibabelReader
 from monai.transforms import LoadImaged, MapTransform
 from nibabel.affines import apply_affine, voxel_sizes
@@ -124,7 +124,7 @@ def load_voxels(volume: SpatialImage) -> np.ndarray:
     path, kind = str(volume.get_filename()), type(volume)
     try:
         if path.endswith(".gz"):
-            with gzip.open(path) as file:
+            with igzip.open(path) as file:  # takes half of the time that the standard library's does
                 voxels = np.asanyarray(kind.from_file_map({"image": FileHolder(fileobj=file)}).dataobj)
                 while file.read(2**20):  # to the end, where the checksum is: half of all damage shows nowhere else
                     pass
