@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -74,6 +75,7 @@ def resample_slices(slices: Tensor, size: Sequence[int], *, order: int) -> Tenso
     return resampled
 
 
+@functools.lru_cache(maxsize=8)  # the same for all slices of a volume
 def spline_band(size_in: int, size_out: int, *, order: int) -> Band:
     """Return the matrix that resamples a line of pixels: `(size_out, size_in)`, rows add up to 1.
 
@@ -113,9 +115,19 @@ def _neighbours(size_in: int, size_out: int) -> Axis:
     return below, np.minimum(below + 1, size_in - 1), points - below
 
 
+def _seeing(axis: Axis, shown: np.ndarray) -> slice:
+    """Return the resampled pixels of a line that have a neighbour between the first and the last one that is shown."""
+    first, last = np.flatnonzero(shown)[[0, -1]]
+    return slice(np.searchsorted(axis[1], first), np.searchsorted(axis[0], last, side="right"))
+
+
 def _resample_label(label: np.ndarray, rows: Axis, columns: Axis, *, out: np.ndarray) -> None:
-    """Write what `resample_labels` makes of a label map `(height, width)` to `out`."""
-    around = np.stack([label[row][:, column] for row in rows[:2] for column in columns[:2]])  # (4, height, width)
+    """Write what `resample_labels` makes of a label map `(height, width)` to `out`, which is 0."""
+    part = [_seeing(axis, np.asarray(label.any(axis=across))) for axis, across in ((rows, 1), (columns, 0))]
+    rows, columns = ((axis[0][p], axis[1][p], axis[2][p]) for axis, p in zip((rows, columns), part, strict=True))
+    out = out[part[0], part[1]]  # organs take up a small part of most slices
+    lines = [label[row] for row in rows[:2]]
+    around = np.stack([np.take(line, column, axis=1) for line in lines for column in columns[:2]])  # (4, height, width)
     out[:] = around[0]
     x, y = (around[1:] != around[0]).any(axis=0).nonzero()
     classes = around[:, x, y]  # (4, places)

@@ -195,14 +195,16 @@ def as_label_ids(voxels: np.ndarray, labels: Mapping[Any, str], path: str | Path
         BadInput: an id that is neither 0 nor in `labels`, a number that isn't whole.
     """
     known = {0, *label_ids(labels)}
-    found = np.unique(voxels.ravel(order="K"))  # as they lie in memory
-    unknown = [value for value in found.tolist() if value not in known]
+    unknown = []
+    if not (voxels.dtype.kind in "iu" and max(known) < len(known) > voxels.max() and voxels.min() >= 0):  # a quick look
+        found = np.unique(voxels.ravel(order="K"))  # as they lie in memory
+        unknown = [value for value in found.tolist() if value not in known]
     if unknown:
         raise BadInput(
             f"{path}: holds the label ids {', '.join(f'{value:g}' for value in unknown[:5])}, which are not in labels "
             f"({', '.join(str(label) for label in sorted(known))}). Correct the file, or labels in the configuration."
         )
-    return voxels.astype(np.uint8)
+    return voxels.astype(np.uint8, copy=False)
 
 
 class CompactReader(NibabelReader):
