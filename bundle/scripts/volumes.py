@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from isal import igzip
 from monai.data import NibabelReader
 from monai.transforms import LoadImaged, MapTransform
 from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.fileholders import FileHolder
 from nibabel.openers import Opener
 from nibabel.spatialimages import SpatialImage
@@ -23,6 +25,7 @@ from .errors import BadInput, find_bad_input
 SUFFIXES = (".nii.gz", ".nii")
 ROUNDING_MM = 1e-3  # grids that are nearer to each other than this are the same
 TOLERABLE_SHIFT = 0.1  # of a voxel: label maps that lie that far off are taken to be on their image's grid
+READ_AT_ONCE = 2**24  # bytes
 Files = str | Path | Sequence[str | Path]
 
 
@@ -121,20 +124,31 @@ def load_voxels(volume: SpatialImage) -> np.ndarray:
     Raises:
         BadInput: truncated or damaged, or colours instead of numbers.
     """
+    with unpacked(volume) as stored:
+        return np.asanyarray(stored)
+
+
+@contextmanager
+def unpacked(volume: SpatialImage) -> Iterator[ArrayProxy]:
+    """Give a volume's voxels as they lie in the file, to be read once and in order; a .gz is read to its end.
+
+    Raises:
+        BadInput: see `load_voxels`.
+    """
     path, kind = str(volume.get_filename()), type(volume)
+    number: Any = volume.get_data_dtype()
+    if number.kind not in "iuf":
+        raise BadInput(f"{path}: holds colours or complex numbers ({number}). Write one real number a voxel.")
     try:
         if path.endswith(".gz"):
             with igzip.open(path) as file:  # takes half of the time that the standard library's does
-                voxels = np.asanyarray(kind.from_file_map({"image": FileHolder(fileobj=file)}).dataobj)
+                yield kind.from_file_map({"image": FileHolder(fileobj=file)}).dataobj  # type: ignore[misc]
                 while file.read(2**20):  # to the end, where the checksum is: half of all damage shows nowhere else
                     pass
         else:
-            voxels = np.asanyarray(volume.dataobj)
+            yield volume.dataobj  # type: ignore[misc]
     except Exception as error:  # zlib, EOFError, OSError, ...
         raise BadInput(f"{path}: damaged or truncated ({error}). Replace it or take it out.") from error
-    if voxels.dtype.kind not in "iuf":
-        raise BadInput(f"{path}: holds colours or complex numbers ({voxels.dtype}). Write one real number a voxel.")
-    return voxels
 
 
 def require_finite_voxels(voxels: np.ndarray, path: str | Path) -> None:
@@ -215,8 +229,12 @@ class CompactReader(NibabelReader):
             1,
             0,
         )
-        voxels = np.asanyarray(img.dataobj)
-        return voxels.astype(voxels.dtype.newbyteorder("=") if kept else np.float32, copy=False)
+        voxels = np.empty(img.shape, img.get_data_dtype().newbyteorder("=") if kept else np.float32)
+        at_once = max(1, READ_AT_ONCE * img.shape[-1] // max(1, voxels.nbytes))
+        with unpacked(img) as stored:  # part by part into MONAI's order: it would hold the whole volume twice else
+            for first in range(0, img.shape[-1], at_once):
+                voxels[..., first : first + at_once] = stored[..., first : first + at_once]
+        return voxels
 
 
 class LoadVolumed(LoadImaged):
