@@ -81,7 +81,8 @@ def text_of(found: list[Block], tail: list[str]) -> str:
 def entry_text(key: str, value: Any) -> str:
     """Return the YAML of one key, without comments."""
     flow = None if isinstance(value, dict | list) else False  # None: lists and dicts of numbers and words in one line
-    return yaml.dump({key: value}, Dumper=Plain, sort_keys=False, default_flow_style=flow, width=160).rstrip("\n")
+    found: str = yaml.dump({key: value}, Dumper=Plain, sort_keys=False, default_flow_style=flow, width=160).rstrip("\n")
+    return found
 
 
 def merged(config: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

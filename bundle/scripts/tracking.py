@@ -167,7 +167,8 @@ class MLflowTracking:
             tags[MLFLOW_PARENT_RUN_ID] = self.parent_run_id
         run_id = self._newest_run(experiment_id) if self.resume else None
         if run_id is None:
-            return self.client.create_run(experiment_id, tags=tags, run_name=self.run_name).info.run_id
+            found: str = self.client.create_run(experiment_id, tags=tags, run_name=self.run_name).info.run_id
+            return found
         self.client.update_run(run_id, status="RUNNING")
         for name, value in tags.items():
             self.client.set_tag(run_id, name, value)
@@ -179,7 +180,8 @@ class MLflowTracking:
             page = self.client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], page_token=token)
             for run in page:
                 if run.data.tags.get("output_dir") == self.output_dir:
-                    return run.info.run_id
+                    found: str | None = run.info.run_id
+                    return found
             token = page.token
             if not token:
                 return None
