@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import BUNDLE, TINY
+from monai.apps.utils import HashCheckError
 from monai.bundle import download_large_files
 from test_model_zoo import large_file_problems
 
@@ -79,7 +80,7 @@ def test_who_has_the_bundle_without_its_weights_fetches_them_and_no_others(
 
     with (tmp_path / "served" / "model.pt").open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(RuntimeError, match="sha256"):
+    with pytest.raises(HashCheckError, match="sha256"):
         download_large_files(bundle_path=str(other))
 
 
