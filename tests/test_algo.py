@@ -210,21 +210,27 @@ def test_autorunner_on_two_mr_channels_and_three_labels_with_the_best_n(elsewher
     assert vote.shape == (1, *reference.shape)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("committee", "CommitteeAlgo"), ("mine", "MineAlgo")])
 def test_a_changed_copy_of_the_bundle_is_a_template_of_its_own(
-    process_state: None, data_list: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    process_state: None, data_list: Path, tmp_path: Path, name: str, kind: str
 ) -> None:
-    copied, work = tmp_path / "templates" / "committee", tmp_path / "work"
+    copied, work = tmp_path / "templates" / name, tmp_path / "work"
     copy_template(BUNDLE, copied)
     train = copied / "configs" / "train.yaml"
     train.write_text(train.read_text().replace("seed: 0\n", "seed: 5  # mine\n"))
+    if name == "mine":
+        with (copied / "scripts" / "algo.py").open("a") as script:
+            script.write('\n\nclass MineAlgo(CommitteeAlgo):\n    """Mine."""\n')
     source, stats = input_files(work, data_list, cases=4, labels=range(5))
     gen = BundleGen(str(work), None, str(copied.parent), str(stats), str(source))
     gen.generate(str(work), num_fold=1)
-    fold = work / "committee_0"
+    gen.generate(str(work), num_fold=1)  # an earlier fold of its own gives way
+    fold = work / f"{name}_0"
     assert "seed: 5  # mine" in (fold / "configs" / "train.yaml").read_text()
     [one] = import_bundle_algo_history(str(work), only_trained=False)
-    assert type(one["algo_instance"]).__module__ == "committee.scripts.algo"
-    assert one["algo_instance"].template() == work / "algorithm_templates" / "committee"
+    assert type(one["algo_instance"]).__module__ == f"{name}.scripts.algo"
+    assert type(one["algo_instance"]).__name__ == kind
+    assert one["algo_instance"].template() == work / "algorithm_templates" / name
 
 
 def test_a_foreign_working_directory_is_no_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

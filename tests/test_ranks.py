@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import CONFIGS, SCHEDULE, TINY
+from mlflow import MlflowClient
 
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.ranks import (
@@ -170,6 +171,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_a_lost_process_ends_the_run_with_its_reason_and_the_tracked_run_with_it(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = training(folder, phantoms)
+    process = torchrun(*arguments, "--track", "true", "--max_epochs", "50", cwd=tmp_path)
+    wait_for((folder / "checkpoint.pt").is_file)
+    os.kill(ranks_of(process, 1)[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)  # the limit that was asked for; it takes a few seconds
+    assert process.returncode != 0
+    assert "Signal 9 (SIGKILL) received by PID" in output
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow/mlflow.db")
+    [run] = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert run.info.status in ("FAILED", "KILLED")  # by the lost connection, or by torchrun's SIGTERM
 
 
 def test_a_process_that_fails_ends_the_run_with_its_reason(phantoms: Path, tmp_path: Path) -> None:

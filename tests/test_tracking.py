@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -193,6 +196,31 @@ def test_an_exception_ends_the_run_and_goes_on(make: Make, error: BaseException,
         train(tracking, step=step)
     assert runs_of(tracking)[0].info.status == status
     assert points_of(tracking, "loss/member_0") == [(1, 1.0)]
+
+
+def test_a_training_that_is_told_to_end_is_killed_not_running(make: Make) -> None:
+    def step(engine: Engine, batch: object) -> None:
+        if engine.state.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)  # nobody waits for it
+
+    tracking = make()
+    with pytest.raises(SystemExit) as caught:
+        train(tracking, step=step)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert runs_of(tracking)[0].info.status == "KILLED"
+    assert points_of(tracking, "loss/member_0") == [(1, 1.0)]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_who_handles_sigterm_already_goes_on_doing_so(make: Make) -> None:
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        train(make(), step=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == [signal.SIGTERM] * 2
 
 
 def test_other_handlers_of_an_exception_are_still_called(make: Make, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class CommitteeAlgo(BundleAlgo):
         kwargs.pop("copy_dirs", None)  # a fold is always a copy
         fill = kwargs.pop("fill_template", True)
         target = Path(output_path, algo_name).resolve()
-        require_replaceable(target)
+        require_replaceable(target, kind=type(self).__name__)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(target.parent)
         unfinished = unfinished_path(target)
@@ -244,15 +244,15 @@ class CommitteeAlgo(BundleAlgo):
         return [inferer.infer(file) for file in ensure_tuple(predict_files)]
 
 
-def require_replaceable(folder: Path) -> None:
-    """Raise `BadInput` if a folder holds something else than a fold of ours."""
+def require_replaceable(folder: Path, *, kind: str) -> None:
+    """Raise `BadInput` if a folder holds something else than a fold of an algorithm, the class of this name."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
         target = str(json.loads((folder / STATE).read_text())["_target_"])
     except (OSError, ValueError, KeyError, TypeError):
         target = ""
-    if target.split(".")[-1] != CommitteeAlgo.__name__:
+    if target.split(".")[-1] != kind:
         raise BadInput(f"{folder}: holds something else than a fold of this algorithm. Move it, or take another name.")
 
 

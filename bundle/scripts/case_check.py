@@ -16,14 +16,7 @@ from nibabel.spatialimages import SpatialImage
 from .case_files import Case, Problem
 from .errors import BadInput
 from .hounsfield import why_not_hu
-from .volumes import (
-    ROUNDING_MM,
-    grid_shift_mm,
-    load_voxels,
-    open_volume,
-    require_finite_voxels,
-    require_same_grid,
-)
+from .volumes import ROUNDING_MM, grid_shift_mm, load_voxels, open_volume, require_finite_voxels, require_same_grid
 
 SIZES_AGREE = 0.01  # voxel sizes that differ by less of themselves are the same
 MOST_LABELS = 1000  # a file with more different numbers is an image

@@ -14,15 +14,7 @@ from .data_lists import list_entries, read_description
 from .errors import BadInput
 from .exclusion import excluded_names, without_excluded
 from .layouts import FOLDERS, DataSet, find_data_lists, read_data_set, require_known
-from .volumes import (
-    as_label_ids,
-    case_name,
-    open_image,
-    open_volume,
-    read_image,
-    read_voxels,
-    require_same_grid,
-)
+from .volumes import as_label_ids, case_name, open_image, open_volume, read_image, read_voxels, require_same_grid
 
 FOLD_SEED = 12345  # nnU-Net's
 

@@ -10,11 +10,12 @@ import fire
 from .data_commands import check, phantom, prepare
 from .errors import find_bad_input
 from .inference_commands import evaluate, export
-from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters
+from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters, release
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "bundle": bundle,
+    "release": release,
     "parameters": parameters,
     "estimate": estimate,
     "evaluate": evaluate,

@@ -23,6 +23,7 @@ from monai.bundle.utils import merge_kv
 from .errors import BadInput
 from .fold_metadata import fit_metadata
 from .location import MADE_BY_USE
+from .release import forget_weights
 from .unfinished import unfinished_path
 from .workflow import require_known_keys
 
@@ -81,7 +82,8 @@ def text_of(found: list[Block], tail: list[str]) -> str:
 def entry_text(key: str, value: Any) -> str:
     """Return the YAML of one key, without comments."""
     flow = None if isinstance(value, dict | list) else False  # None: lists and dicts of numbers and words in one line
-    return yaml.dump({key: value}, Dumper=Plain, sort_keys=False, default_flow_style=flow, width=160).rstrip("\n")
+    found: str = yaml.dump({key: value}, Dumper=Plain, sort_keys=False, default_flow_style=flow, width=160).rstrip("\n")
+    return found
 
 
 def merged(config: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,9 +172,10 @@ def as_planned(overlay: str) -> str:
 
 
 def copy_template(template: Path, folder: Path) -> None:
-    """Copy a bundle to a new folder, without what was made by using it."""
+    """Copy a bundle to a new folder, without what was made by using it, and without the address of its weights."""
     ignored = shutil.ignore_patterns(*MADE_BY_USE, ".unfinished-*")
     shutil.copytree(template, folder, ignore=ignored)
+    forget_weights(folder)
 
 
 def write_fold(

@@ -50,7 +50,10 @@ class InstanceNormLeakyReLU(nn.Module):
         """Return LeakyReLU of the normalised input."""
         if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript doesn't compile what is behind it
             if is_for_native(x, self.weight, self.bias):
-                return NativeInstanceNormLeakyReLU.apply(x, self.weight, self.bias, self.eps, self.negative_slope)
+                found: Tensor = NativeInstanceNormLeakyReLU.apply(
+                    x, self.weight, self.bias, self.eps, self.negative_slope
+                )
+                return found
         normalised = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
         return F.leaky_relu(normalised, self.negative_slope, inplace=True)
 
@@ -103,6 +106,7 @@ class NativeInstanceNormLeakyReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
         """Return LeakyReLU of the normalised input; keep the input and its statistics."""
+        y: Tensor
         y, mean, rstd = torch.ops.cyclic_committee.instance_norm_leaky_relu(x, weight, bias, eps, slope)
         ctx.save_for_backward(x, mean, rstd, weight, bias)
         ctx.slope = slope

@@ -127,7 +127,8 @@ class SliceInferer(Inferer):
         for volume, out, box in zip(volumes, found, boxes, strict=True):
             self.run_volume(volume[box], network, spacing_mm, read_out, name=name_of(inputs), out=out[box])
         if isinstance(inputs, MetaTensor):  # Invertd leaves a plain tensor as it is, in the wrong orientation
-            return MetaTensor(found).copy_meta_from(inputs)
+            result: Tensor = MetaTensor(found).copy_meta_from(inputs)
+            return result
         return found
 
     def run_volume(
@@ -193,9 +194,7 @@ class SliceInferer(Inferer):
         pads = [max(0, tile - n) for tile, n in zip(self.tile_size, size, strict=True)]
         before = [pad // 2 for pad in pads]  # the slice lies in the middle, as in training
         padded = functional.pad(
-            slices,
-            (before[1], pads[1] - before[1], before[0], pads[0] - before[0]),
-            value=self.padding,
+            slices, (before[1], pads[1] - before[1], before[0], pads[0] - before[0]), value=self.padding
         )
         probability = self.predict_tiles(padded, network)
         for flip in self.flips[1:]:
@@ -206,7 +205,8 @@ class SliceInferer(Inferer):
         """Return the probabilities of slices that are at least a tile in size."""
         with autocast(slices.device, self.precision):
             if list(slices.shape[2:]) == self.tile_size:
-                return network(slices).float()
+                found: Tensor = network(slices).float()
+                return found
             starts = [
                 tile_starts(n, tile, self.overlap) for n, tile in zip(slices.shape[2:], self.tile_size, strict=True)
             ]
@@ -261,7 +261,8 @@ def in_plane_spacing_mm(inputs: Tensor) -> list[float] | None:
     if not isinstance(inputs, MetaTensor):
         return None
     affine = torch.as_tensor(inputs.affine).reshape(-1, 4, 4)[0]
-    return affine[:3, :2].norm(dim=0).tolist()
+    found: list[float] | None = affine[:3, :2].norm(dim=0).tolist()
+    return found
 
 
 def name_of(inputs: Tensor) -> str:

@@ -175,7 +175,8 @@ def deviations(values: Numbers, *, shown: NDArray[np.bool_]) -> Numbers:
 def matrix(table: pa.Table, column: str) -> Numbers:
     """Return a column of lists as `(rows, n)`."""
     values = pa.concat_arrays([chunk.flatten() for chunk in table[column].chunks])
-    return values.to_numpy(zero_copy_only=False).astype(np.float64).reshape(table.num_rows, -1)
+    found: Numbers = values.to_numpy(zero_copy_only=False).astype(np.float64).reshape(table.num_rows, -1)
+    return found
 
 
 def write_rows(rows: Sequence[Suspect], path: Path) -> None:

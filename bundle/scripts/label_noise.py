@@ -71,7 +71,8 @@ def elastic(label: Label, *, spacing_mm: Spacing, rng: np.random.Generator) -> L
         wave = ndimage.gaussian_filter(noise, WAVE_LENGTH_MM / spacing, mode="wrap")  # no higher at the ends
         places[axis] += wave * (wave_mm / np.sqrt(np.mean(wave**2)) / spacing[axis])
     # what is displaced over the end of the volume goes on as it was at the end
-    return ndimage.map_coordinates(label, places, order=0, mode="nearest")
+    found: Label = ndimage.map_coordinates(label, places, order=0, mode="nearest")
+    return found
 
 
 def missing_organ(label: Label, *, spacing_mm: Spacing, rng: np.random.Generator) -> Label:

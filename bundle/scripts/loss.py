@@ -63,7 +63,8 @@ class AllRanksNnUNetLoss(nn.Module):
         for (_, weight), sums in zip(heads, of_all, strict=True):
             total = total + weight * dice_and_cross_entropy_of(sums)
         share = samples_of_all[0] / max(1, len(label))  # Ranks.average takes it back
-        return total.detach() + share * (total - total.detach())
+        found: Tensor = total.detach() + share * (total - total.detach())
+        return found
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -103,7 +104,8 @@ def dice_and_cross_entropy_of(sums: Tensor) -> Tensor:
     cross_entropy, pixels = sums[0], sums[1]
     both, predicted, true = sums[2:].unflatten(0, (3, -1))  # (foreground classes,) each
     dice = (2 * both + SMOOTH) / (predicted + true + SMOOTH)
-    return cross_entropy / pixels + (1 - dice).mean()
+    found: Tensor = cross_entropy / pixels + (1 - dice).mean()
+    return found
 
 
 def weighted_heads(output: Tensor | Sequence[Tensor]) -> list[tuple[Tensor, float]]:

@@ -158,7 +158,8 @@ def as_stream(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> bytes:
     with pa.ipc.new_stream(sink, schema, options=COMPRESSED) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()[:-END]
+    found: bytes = sink.getvalue().to_pybytes()[:-END]
+    return found
 
 
 def append(batch: pa.RecordBatch, path: Path, *, about: Mapping[str, Any]) -> None:

@@ -113,14 +113,16 @@ def loss_peak(loss: Callable[[Any, Tensor], Tensor], outputs: Sequence[Tensor], 
     with Alive() as alive:
         value = loss(leaves if len(leaves) > 1 else leaves[0], label)
         torch.autograd.grad(value, leaves, allow_unused=True)
-    return alive.most
+    found: int = alive.most
+    return found
 
 
 def scoring_peak(logits: Sequence[Tensor], label: Tensor) -> int:
     """Return the most bytes that scoring all members takes, beyond their outputs: it is done."""
     with Alive() as alive:
         score(logits, label)
-    return alive.most
+    found: int = alive.most
+    return found
 
 
 def optimiser_bytes(optimizer: torch.optim.Optimizer) -> int:

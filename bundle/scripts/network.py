@@ -107,7 +107,8 @@ class UNet2d(nn.Module):
             if self.training:
                 logits = [head(stage) for head, stage in zip(self.heads, stages, strict=True)]
                 return logits[::-1]  # type: ignore[return-value]
-        return self.heads[-1](x)
+        found: Tensor = self.heads[-1](x)
+        return found
 
 
 def two_convolutions(in_channels: int, out_channels: int, *, stride: Sequence[int]) -> nn.Sequential:

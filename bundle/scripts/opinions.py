@@ -86,7 +86,8 @@ def disagreement(voices: Tensor) -> Tensor:
 
 def entropy(probability: Tensor) -> Tensor:
     """Return the entropy over classes, in nats: `(..., classes, h, w)` to `(..., h, w)`."""
-    return torch.special.entr(probability).sum(dim=-3)
+    found: Tensor = torch.special.entr(probability).sum(dim=-3)
+    return found
 
 
 def case_disagreement(label_maps: Tensor) -> float:

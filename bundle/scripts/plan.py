@@ -103,7 +103,7 @@ def target_spacing_mm(spacings_mm: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     Where one axis is coarse, in mm and in voxels, it takes the tenth percentile. In 2D nothing is resampled along that
     axis; it only decides, as in nnU-Net, which axis that is.
     """
-    target = np.median(spacings_mm, axis=0)
+    target: np.ndarray = np.median(spacings_mm, axis=0)
     size = np.median(sizes, axis=0)
     coarse = int(np.argmax(target))
     others = [axis for axis in range(3) if axis != coarse]

@@ -154,7 +154,8 @@ class Predictor:
                 prepared = self.orienting({"image": image})
             else:
                 prepared = self.preprocessing({"image": image if isinstance(image, Sequence) else str(image)})
-            return self.postprocessing({**prepared, "pred": compute(prepared["image"])})["pred"]
+            found: Tensor = self.postprocessing({**prepared, "pred": compute(prepared["image"])})["pred"]
+            return found
 
     def predict_file(self, image: Files, out: str | Path) -> Path:
         """Label an image's file and write the label map with its header; return the label map's file.

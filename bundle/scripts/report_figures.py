@@ -92,14 +92,7 @@ def violins(runs: Sequence[Run], measure: Measure) -> Drawing:
 
 
 def draw_violin(
-    axes: Axes,
-    x: float,
-    values: Sequence[float],
-    *,
-    gid: str,
-    colour: str,
-    random: np.random.Generator,
-    width: float,
+    axes: Axes, x: float, values: Sequence[float], *, gid: str, colour: str, random: np.random.Generator, width: float
 ) -> None:
     """Draw a violin, its median and its points, in the values' order."""
     if len(values) > 1:

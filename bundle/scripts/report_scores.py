@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .report_runs import Run
-from .report_statistics import (
-    ALL_ORGANS,
-    MEASURES,
-    Estimate,
-    average_of_folds,
-    by_case,
-    estimate,
-    mean_and_sd,
-)
+from .report_statistics import ALL_ORGANS, MEASURES, Estimate, average_of_folds, by_case, estimate, mean_and_sd
 from .report_tables import Cell, Column, Table, mean_and_interval_column, mean_and_sd_column
 
 FEW = 10  # cases: bootstrap intervals are too narrow below

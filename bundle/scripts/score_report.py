@@ -18,15 +18,7 @@ from nibabel.spatialimages import SpatialImage
 
 from .case_files import CHANNEL_SUFFIX, list_volumes
 from .errors import BadInput
-from .metrics import (
-    OrganScore,
-    ScoreRow,
-    as_rows,
-    check_tolerance,
-    crop_to_foreground,
-    organ_names,
-    organ_scores,
-)
+from .metrics import OrganScore, ScoreRow, as_rows, check_tolerance, crop_to_foreground, organ_names, organ_scores
 from .parallel import for_each
 from .volumes import as_label_ids, case_name, grid_shift_mm, open_volume, read_voxels, tolerable_shift_mm
 

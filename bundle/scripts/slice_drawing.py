@@ -42,7 +42,8 @@ def read_grey(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Turn (x, y, z) so that the axes run towards the patient's right, anterior and superior."""
-    return nib.orientations.apply_orientation(array, nib.orientations.io_orientation(affine))
+    found: np.ndarray = nib.orientations.apply_orientation(array, nib.orientations.io_orientation(affine))
+    return found
 
 
 def ras_spacing(affine: np.ndarray) -> np.ndarray:

@@ -249,7 +249,8 @@ def as_classes(ids: np.ndarray, labels: Mapping[Any, str]) -> np.ndarray:
         return ids
     table = np.zeros(256, np.uint8)
     table[known] = range(1, len(known) + 1)
-    return table[ids]
+    found: np.ndarray = table[ids]
+    return found
 
 
 def shown_box(image: Sequence[Tensor]) -> tuple[slice, ...]:

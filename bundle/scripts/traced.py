@@ -146,7 +146,9 @@ class Rows:
         by_sample = tensor.unflatten(dim, (-1, shape[dim] // len(self.order)))
         if not in_place:
             order = torch.tensor(self.order, device=tensor.device)
-            return by_sample.index_select(dim, order).flatten(dim, dim + 1)
-        for to, sample in self.moves:  # done twice to one memory, by two tensors that share it, it does no harm
-            by_sample.select(dim, to).copy_(by_sample.select(dim, sample))
-        return by_sample.narrow(dim, 0, len(self.order)).flatten(dim, dim + 1)
+            chosen: Tensor = by_sample.index_select(dim, order)
+        else:
+            for to, sample in self.moves:  # done twice to one memory, by two tensors that share it, it does no harm
+                by_sample.select(dim, to).copy_(by_sample.select(dim, sample))
+            chosen = by_sample.narrow(dim, 0, len(self.order))
+        return chosen.flatten(dim, dim + 1)

@@ -31,6 +31,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from .errors import BadInput
 from .history import epoch_row
 from .run_settings import environment, hyper_parameters, plain, valid_key, without_password
+from .termination import Termination
 
 SQLITE = "sqlite:///"
 LOST = (
@@ -86,6 +87,7 @@ class MLflowTracking:
         self.client: MlflowClient  # from `start` on
         self.run_id = ""  # none is open
         self.unsent: list[Metric] = []
+        self.termination = Termination()
 
     def attach(self, engine: Engine) -> None:
         """Follow a trainer."""
@@ -107,6 +109,7 @@ class MLflowTracking:
             self.client, self.unsent = MlflowClient(tracking_uri=self.tracking_uri), []
             device = getattr(engine.state, "device", None) or torch.device("cpu")
             self.run_id = self._open_run(self._find_experiment(), device=device)
+            self.termination.begin()
             self._log_settings(self.run_id)
         except LOST as error:
             raise unusable(self.tracking_uri, error) from error
@@ -131,7 +134,7 @@ class MLflowTracking:
         self._end("FINISHED")
 
     def fail(self, engine: Engine, error: BaseException) -> None:
-        """End the run as failed, or as killed for KeyboardInterrupt and SystemExit; the exception goes on."""
+        """End the run as failed, or as killed for KeyboardInterrupt, SIGTERM and SystemExit; the exception goes on."""
         if self.run_id:
             self._end("FAILED" if isinstance(error, Exception) else "KILLED")
         if not engine.has_event_handler(self.reraise, Events.EXCEPTION_RAISED):
@@ -167,7 +170,8 @@ class MLflowTracking:
             tags[MLFLOW_PARENT_RUN_ID] = self.parent_run_id
         run_id = self._newest_run(experiment_id) if self.resume else None
         if run_id is None:
-            return self.client.create_run(experiment_id, tags=tags, run_name=self.run_name).info.run_id
+            found: str = self.client.create_run(experiment_id, tags=tags, run_name=self.run_name).info.run_id
+            return found
         self.client.update_run(run_id, status="RUNNING")
         for name, value in tags.items():
             self.client.set_tag(run_id, name, value)
@@ -179,7 +183,8 @@ class MLflowTracking:
             page = self.client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], page_token=token)
             for run in page:
                 if run.data.tags.get("output_dir") == self.output_dir:
-                    return run.info.run_id
+                    found: str | None = run.info.run_id
+                    return found
             token = page.token
             if not token:
                 return None
@@ -212,6 +217,7 @@ class MLflowTracking:
         for engine in (getattr(store, "engine", None), getattr(store, "read_engine", None)):
             if engine is not None:
                 engine.dispose()  # MLflow keeps the database open, and can't be asked to close it
+        self.termination.end()
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         """A training of days doesn't end because its records can't be written."""

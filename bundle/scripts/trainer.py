@@ -127,7 +127,8 @@ class CommitteeTrainer(Trainer):
         engine.state.choice = Choice(losses, scores, kept, learned.cpu(), samples)
         engine.state.output["loss"] = learned.mean()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return engine.state.output
+        found: dict[str, Tensor] = engine.state.output
+        return found
 
     def forward(self, image: Tensor) -> list[Forward]:
         """Run every member on all samples."""
@@ -153,7 +154,8 @@ class CommitteeTrainer(Trainer):
                     heads = [head[:n] for head in ([output] if isinstance(output, Tensor) else output)]
                     loss = self.loss_function(heads if len(heads) > 1 else heads[0], chosen_label[:n])
                     learned.append(loss.detach())
-                    return self.grad_scaler.scale(loss)
+                    found: Tensor = self.grad_scaler.scale(loss)
+                    return found
 
                 with place:
                     forward.backward(rows, scaled_loss)

@@ -56,7 +56,8 @@ def running_parser() -> ConfigParser | None:
     frame = sys._getframe()
     while frame is not None:
         if isinstance(frame.f_locals.get("self"), ConfigParser):
-            return frame.f_locals["self"]
+            found: ConfigParser | None = frame.f_locals["self"]
+            return found
         frame = frame.f_back  # type: ignore[assignment]
     return None
 
