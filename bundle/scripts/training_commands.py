@@ -18,6 +18,7 @@ from .label_audit import audit as audit_labels
 from .label_audit import format_suspects
 from .location import bundle_root, copy_bundle
 from .model_size import committee_from, size_table
+from .report import write_report
 
 
 def demo(*config: str, out: str = "demo") -> None:
@@ -113,3 +114,23 @@ def audit(run: str, out: str | None = None, top: int = 20) -> None:
     """
     rows = audit_labels(str(run), out=None if out is None else str(out), top=top)
     print(format_suspects(rows, top=top))
+
+
+def report(*run: str, out: str | None = None, timed_cases: int = 3, challenging: int = 1, suspects: int = 4) -> None:
+    """Write a page about cross-validations, with tables and figures beside it: one run, or several side by side.
+
+    Args:
+        run: folders of cross-validate, finished or not.
+        out: the folder for all that; by default report in the first run's.
+        timed_cases: cases of each run that are labelled once more to measure time and memory.
+        challenging: cases of each organ that are drawn.
+        suspects: cases with distrusted labels that are drawn.
+    """
+    page = write_report(
+        [str(folder) for folder in run],
+        out=None if out is None else str(out),
+        timed_cases=timed_cases,
+        challenging=challenging,
+        suspects=suspects,
+    )
+    print(f"The report is in {page}.")
