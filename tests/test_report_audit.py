@@ -48,6 +48,12 @@ def test_the_wrong_label_is_distrusted_most_by_all_folds(run: Run) -> None:
     assert {row[1] for row in rows if row[-1] == "–"} == {row[1] for row in rows} - run.folds.keys()
 
 
+def test_committees_that_have_learned_nothing_are_no_judges(run: Run) -> None:
+    assert "too little" not in audit_table(run, audit_run(run)).note
+    note = audit_table(run, JointAudit([suspect(case, distrust=3.0) for case in "ab"])).note
+    assert "In the median case the DSC of label and committee is 30.0 %: the committees have learned too little" in note
+
+
 def test_the_list_can_be_excluded_and_the_first_are_drawn(run: Run, tmp_path: Path) -> None:
     drawn = write_suspects(run, audit_run(run), count=2, folder=tmp_path)
     assert excluded_names(str(tmp_path / "suspects_cv.txt")) == ["case_03"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from .audit_pictures import draw_suspects
@@ -20,6 +20,7 @@ from .report_tables import Column, Table
 Key = tuple[str, int | None]  # a case's label file, or its name where there is none, and a slice
 
 SHOWN = 10  # on the page, cases or slices
+LEARNED = 0.5  # DSC of label and committee; below, the committee isn't one to ask
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def audit_table(run: Run, audit: JointAudit) -> Table:
         for one in audit.cases
     ]
     names = ("", "case", "distrust", "most of all", "DSC, %", "loss", "dropped, %", "samples", "DSC unseen, %")
+    learned = median(one.dsc for one in audit.cases)
     suspects = sum(one.distrust >= SUSPECT for one in audit.cases)
     return Table(
         f"audit_{run.key}",
@@ -102,7 +104,13 @@ def audit_table(run: Run, audit: JointAudit) -> Table:
         note=f"{suspects} of {len(rows)} cases have a distrust of {SUSPECT:g} or more, in typical deviations from the "
         "usual. Each case was trained on in all folds but its own; distrust, DSC of label and committee, loss and "
         "share dropped are the means over these folds. A high distrust may be a wrong label, or a rare anatomy: look "
-        "at the picture before a label is left out.",
+        "at the picture before a label is left out."
+        + (
+            f" In the median case the DSC of label and committee is {percent(100 * learned)} %: the committees have "
+            "learned too little for this ranking to be trusted."
+            if learned < LEARNED
+            else ""
+        ),
         most=SHOWN,
     )
 
