@@ -10,9 +10,9 @@ from typing import Any
 
 from .audit_pictures import draw_suspects
 from .errors import BadInput
-from .label_audit import HEADER, SUSPECT, Suspect, rank
+from .label_audit import HEADER, SUSPECT, Suspect, rank, write_audit
 from .loss_record import FILE, read_losses, write_whole
-from .report_runs import Run
+from .report_runs import Run, read_runs
 from .report_scores import fixed, percent
 from .report_statistics import ALL_ORGANS, by_case
 from .report_tables import Column, Table
@@ -31,6 +31,20 @@ class JointAudit:
     slices: list[Suspect] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)  # as `read_losses` has it, of all folds
     problems: list[str] = field(default_factory=list)
+
+
+def audit_folds(run: str | Path, *, out: str | Path | None = None, top: int = 20) -> list[Suspect]:
+    """Do with all folds of a cross-validation what `label_audit.audit` does with a training.
+
+    Raises:
+        BadInput: see `read_runs` and `label_audit.audit`; no fold has a record of losses.
+    """
+    audit = audit_run(read_runs([run])[0])
+    if not audit.cases:
+        raise BadInput(audit.problems[0])
+    folder = Path(run) / "audit" if out is None else Path(out)
+    write_audit(audit.cases, audit.slices, about=audit.about, folder=folder, top=top)
+    return audit.cases
 
 
 def audit_run(run: Run) -> JointAudit:

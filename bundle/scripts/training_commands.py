@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .command_arguments import show_help_if_asked
+from .cross_validation import SETTINGS
 from .cross_validation import cross_validate as validate_folds
 from .demo import run_demo
 from .estimate import estimate as estimate_training
@@ -19,6 +20,7 @@ from .label_audit import format_suspects
 from .location import bundle_root, copy_bundle
 from .model_size import committee_from, size_table
 from .report import write_report
+from .report_audit import audit_folds
 
 
 def demo(*config: str, out: str = "demo") -> None:
@@ -108,11 +110,12 @@ def audit(run: str, out: str | None = None, top: int = 20) -> None:
     """Rank the training cases by how much the committee distrusted their labels, and draw the first of them.
 
     Args:
-        run: the output folder of a training.
+        run: the output folder of a training, or of cross-validate, whose folds are judged together.
         out: the folder for the tables and pictures; by default audit in the run's.
         top: how many cases to print and to draw.
     """
-    rows = audit_labels(str(run), out=None if out is None else str(out), top=top)
+    judge = audit_folds if (Path(str(run)) / SETTINGS).is_file() else audit_labels
+    rows = judge(str(run), out=None if out is None else str(out), top=top)
     print(format_suspects(rows, top=top))
 
 
