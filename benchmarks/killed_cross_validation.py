@@ -1,10 +1,11 @@
 """Does a cross-validation that is killed again and again end with the same table?
 
-    python benchmarks/killed_cross_validation.py [--kills 3] [--cases 10] [--seed 0] [--config OVERLAY]
+    python benchmarks/killed_cross_validation.py [--kills 3] [--cases 10] [--epochs 8] [--seed 0] [--config OVERLAY]
 
 A tiny committee (tiny.yaml) is cross-validated on phantoms in five folds by the command line, once undisturbed and once
 while it is killed (SIGKILL) at random moments and started again with the same words. Prints after each kill what was
-done by then, and at the end whether the two tables of scores are the same, byte for byte.
+done by then, and at the end which runs stand in MLflow, and whether the two tables of scores are the same, byte for
+byte.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import fire
+from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from cyclic_committee.scripts.location import find_config
 from cyclic_committee.scripts.phantom_data_set import write_phantoms
@@ -26,9 +30,10 @@ COMMAND = "from cyclic_committee.scripts.command_line import main; main()"
 TINY = Path(__file__).with_name("tiny.yaml")
 
 
-def start(out: Path, *, data: Path, configs: list[str]) -> subprocess.Popen[str]:
+def start(out: Path, *, data: Path, epochs: int, configs: list[str]) -> subprocess.Popen[str]:
     """Start a cross-validation, or go on with it; what it prints is added to a file beside its folder."""
     command = [sys.executable, "-c", COMMAND, "cross-validate", str(data), str(out), str(TINY), *configs]
+    command += ["--max_epochs", str(epochs), "--track", "true"]
     with out.with_suffix(".log").open("a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, text=True)
 
@@ -42,21 +47,31 @@ def done(out: Path) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def main(*, kills: int = 3, cases: int = 10, seed: int = 0, config: str | None = None) -> None:
+def tracked(out: Path) -> str:
+    """Return which runs of a cross-validation stand in MLflow, and how they ended."""
+    client = MlflowClient(f"sqlite:///{out}/mlflow/mlflow.db")
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    parents = [run for run in runs if MLFLOW_PARENT_RUN_ID not in run.data.tags]
+    states = sorted({run.info.status for run in runs})
+    return f"{len(parents)} parent run and {len(runs) - len(parents)} child runs in MLflow, {', '.join(states)}"
+
+
+def main(*, kills: int = 3, cases: int = 10, epochs: int = 8, seed: int = 0, config: str | None = None) -> None:
     dice = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_phantoms(folder / "data", cases=cases)
-        data, configs = folder / "data", [str(find_config(config).resolve())] if config else []
+        configs = [str(find_config(config).resolve())] if config else []
+        begin = partial(start, data=folder / "data", epochs=epochs, configs=configs)
         undisturbed, killed = folder / "undisturbed", folder / "killed"
 
         began_s = time.monotonic()
-        if start(undisturbed, data=data, configs=configs).wait():
+        if begin(undisturbed).wait():
             sys.exit(undisturbed.with_suffix(".log").read_text())
         whole_s = time.monotonic() - began_s
         print(f"undisturbed: {whole_s:.0f} s", flush=True)
         for kill in range(kills):
-            process = start(killed, data=data, configs=configs)
+            process = begin(killed)
             alive_s = dice.uniform(0.1, 0.9) * whole_s / max(1, kills - 1)
             try:
                 process.wait(alive_s)
@@ -65,8 +80,9 @@ def main(*, kills: int = 3, cases: int = 10, seed: int = 0, config: str | None =
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 print(f"kill {kill + 1} after {alive_s:.0f} s: {done(killed)}", flush=True)
-        if start(killed, data=data, configs=configs).wait():
+        if begin(killed).wait():
             sys.exit(killed.with_suffix(".log").read_text())
+        print(tracked(killed))
         tables = [(run / "scores.csv").read_text() for run in (undisturbed, killed)]
         print(f"the same table: {tables[0] == tables[1]}, {tables[0].count(chr(10)) - 1} rows")
         if tables[0] != tables[1]:

@@ -49,10 +49,11 @@ Truth = dict[tuple[str, int], float]
 
 
 def train(folder: Path, *, data: Path, seed: int, configs: Sequence[str]) -> None:
-    """Train on all cases, unless the folder holds the record already."""
-    if not (folder / FILE).is_file():
+    """Train on all cases, unless it has been done; what was interrupted goes on."""
+    if not (folder / "model.pt").is_file():
         values: dict[str, Any] = {"dataset_dir": data, "output_dir": folder, "model_path": folder / "model.pt"}
         values |= {"cache_dir": data / "prepared", "fold": "none", "track": "false", "seed": seed}
+        values["resume"] = str((folder / "checkpoint.pt").is_file()).lower()
         run_bundle(Path(bundle_root()), "training", ["train.yaml", "variants/small.yaml", *configs], **values)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from cyclic_committee.scripts import cross_validation
 from cyclic_committee.scripts.cross_validation import cross_validate, folds_of
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.layouts import read_data_set
+from cyclic_committee.scripts.parent_run import ParentRun
 from cyclic_committee.scripts.score_report import ScoreRow, write_csv
 
 TINY_RUN = {**{key: value for key, value in TINY.items() if key != "device"}, **SCHEDULE}
@@ -108,6 +110,8 @@ def test_a_folder_goes_on_with_its_own_settings_only(
         settings = {"overlays": [str(tiny)], "values": {"seed": 1}, "data_root": phantoms, **other}
         with pytest.raises(BadInput, match=f"was begun with other {next(iter(other))}"):
             cross_validate(data_list, out, **settings)
+    with pytest.raises(BadInput, match="output_dir: each fold has its own"):
+        cross_validate(data_list, out, overlays=[str(tiny)], data_root=phantoms, values={"output_dir": "elsewhere"})
     with pytest.raises(BadInput, match="has the folds 0, 1, got"):
         cross_validate(data_list, out, overlays=[str(tiny)], data_root=phantoms, values={"seed": 1}, folds=[3])
     (tmp_path / "full").mkdir()
@@ -115,6 +119,31 @@ def test_a_folder_goes_on_with_its_own_settings_only(
     with pytest.raises(BadInput, match="holds other things"):
         cross_validate(data_list, tmp_path / "full", data_root=phantoms)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_folds_of_several_machines_stand_under_one_parent_and_are_put_together(
+    data_list: Path, phantoms: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents: list[tuple[str, str]] = []
+
+    def one_row(out: Path, fold: int, *arguments: object, parent: ParentRun, **others: object) -> None:
+        parents.append((parent.tracking_uri, parent.run_id))
+        (out / f"fold_{fold}").mkdir(exist_ok=True)
+        write_csv([{**ROW, "case": f"case_{fold}"}], out / f"fold_{fold}" / "scores.csv")
+
+    monkeypatch.setattr(cross_validation, "do_fold", one_row)
+    server = f"sqlite:///{tmp_path}/server/mlflow.db"
+    settings = {"overlays": [str(tiny)], "data_root": phantoms, "values": {"tracking_uri": server}}
+    for fold in (0, 1):
+        cross_validate(data_list, tmp_path / f"machine_{fold}" / "run", folds=[fold], **settings)
+    assert parents[0] == parents[1]
+    assert parents[0][0] == server
+    shutil.move(tmp_path / "machine_1" / "run" / "fold_1", tmp_path / "machine_0" / "run")
+    monkeypatch.setattr(cross_validation, "do_fold", lambda *arguments, **others: None)
+    rows = cross_validate(data_list, tmp_path / "machine_0" / "run", **settings)
+    assert [row["case"] for row in rows] == ["case_0", "case_1"]
+    with pytest.raises(BadInput, match="tracking_uri must be sqlite"):
+        cross_validate(data_list, tmp_path / "other", **{**settings, "values": {"tracking_uri": "nowhere"}})
 
 
 def test_a_plans_prepared_cases_are_used(

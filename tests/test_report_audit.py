@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 from cross_validations import cross_validation, data_set
+from test_command_line import type_in
 
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.exclusion import excluded_names
 from cyclic_committee.scripts.label_audit import Suspect
-from cyclic_committee.scripts.report_audit import JointAudit, audit_run, audit_table, combine, write_suspects
+from cyclic_committee.scripts.loss_record import FILE
+from cyclic_committee.scripts.report_audit import (
+    JointAudit,
+    audit_folds,
+    audit_run,
+    audit_table,
+    combine,
+    write_suspects,
+)
 from cyclic_committee.scripts.report_runs import Run, read_runs
 
 
@@ -46,6 +56,31 @@ def test_the_wrong_label_is_distrusted_most_by_all_folds(run: Run) -> None:
     assert rows[0][:2] == ["1", "case_03"]
     assert rows[0][3] == "kidney"
     assert {row[1] for row in rows if row[-1] == "–"} == {row[1] for row in rows} - run.folds.keys()
+
+
+def test_a_cross_validations_folder_is_audited_as_a_trainings(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(monkeypatch, "audit", str(run.folder), "--out", str(tmp_path / "audit"), "--top", "1")
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["1", "case_03"]
+    assert excluded_names(str(tmp_path / "audit" / "suspects.txt")) == ["case_03"]
+    assert [path.name for path in (tmp_path / "audit" / "pictures").iterdir()] == ["001_case_03.png"]
+    with (tmp_path / "audit" / "cases.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    for fold in (0, 1, 2):
+        (run.folder / f"fold_{fold}" / FILE).rename(tmp_path / f"{fold}")
+    try:
+        with pytest.raises(BadInput, match="The labels are judged without fold 0"):
+            audit_folds(run.folder)
+    finally:
+        for fold in (0, 1, 2):
+            (tmp_path / f"{fold}").rename(run.folder / f"fold_{fold}" / FILE)
+
+
+def test_committees_that_have_learned_nothing_are_no_judges(run: Run) -> None:
+    assert "too little" not in audit_table(run, audit_run(run)).note
+    note = audit_table(run, JointAudit([suspect(case, distrust=3.0) for case in "ab"])).note
+    assert "In the median case the DSC of label and committee is 30.0 %: the committees have learned too little" in note
 
 
 def test_the_list_can_be_excluded_and_the_first_are_drawn(run: Run, tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ from cyclic_committee.scripts.report_statistics import Estimate
             "pancreas: no clear difference in DSC. B less A is 0.40 points; the 95 % interval holds 0 "
             "(0.00 to 1.00; 48 cases).",
         ),
+        (
+            Estimate(1.2, (0.3, 2.1), 9),
+            "pancreas: B less A is 1.20 DSC points in these 9 cases, too few to tell how it is in others.",
+        ),
         (Estimate(0.0, (0.0, 0.0), 48), "pancreas: the same DSC in all 48 cases."),
         (Estimate(-3.0, None, 1), "pancreas: B less A is -3.00 DSC points in the only case that both have."),
     ],
@@ -43,7 +47,7 @@ def test_runs_are_compared_on_the_cases_that_both_have() -> None:
     assert table is not None
     liver = table.shown[0]
     assert liver[:4] == ["liver", "DSC", "10.00 (10.00 to 10.00)", "4"]
-    assert liver[4] == "liver: B is higher than A by 10.00 DSC points (95 % interval 10.00 to 10.00; 4 cases)."
+    assert liver[4] == "liver: B less A is 10.00 DSC points in these 4 cases, too few to tell how it is in others."
     assert comparison_table(FIRST, run("B", {0: {"z": 0.1}})) is None
 
 

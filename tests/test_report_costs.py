@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,13 @@ def test_a_configuration_that_makes_no_networks_is_named(run: Run) -> None:
 
 
 def test_costs_are_what_was_measured(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = [CaseCost("a", 12.345, 1500.4, None), CaseCost("b", 3.0, 900.0, 2048.0)]
+    run = replace(run, files={"case": {"image": "/data/case_0000.nii.gz"}})  # is named as in the scores
+    measured = [CaseCost("case_0000", 12.345, 1500.4, None), CaseCost("b", 3.0, 900.0, 2048.0)]
     monkeypatch.setattr(report_costs, "case_costs", lambda folder, cases: measured[:cases])
     table, problems = cost_table([run], cases=2)
     assert table is not None
     assert problems == []
-    assert table.shown == [["cv", "a", "12.3", "1500", "–"], ["cv", "b", "3.0", "900", "2048"]]
+    assert table.shown == [["cv", "case", "12.3", "1500", "–"], ["cv", "b", "3.0", "900", "2048"]]
     assert "GPU memory is unknown" not in table.note
     alone, _ = cost_table([run], cases=1)
     assert alone is not None

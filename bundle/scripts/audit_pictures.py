@@ -81,17 +81,18 @@ def draw_suspect(
     spacing_mm[turn[:, 0].astype(int)] = nib.affines.voxel_sizes(affine)
     image, label = (nib.orientations.apply_orientation(array, turn) for array in (image, label))
     colours = {i: ON_CT[number % len(ON_CT)] for number, i in enumerate(label_ids(about["labels"]))}
+    window = grey_window(image)
     shown = pick_apart(slices, count=SLICES, depth=image.shape[2])
 
     figure, grid = dark_page(len(shown), size_mm=np.multiply(image.shape, spacing_mm))
     for z, (plain, outlined) in zip(shown, grid, strict=True):
         for axes in (plain, outlined):
-            show_slice(axes, image[:, :, z], spacing_mm, window=grey_window(image), orientation=about["orientation"])
+            show_slice(axes, image[:, :, z], spacing_mm, window=window, orientation=about["orientation"], fontsize=19)
         text = f"slice {z} of 0 to {image.shape[2] - 1}, distrust {slices[z]:.1f}"
-        plain.set_title(text, loc="left", color=DAYLIGHT, fontsize=15, pad=5)
+        plain.set_title(text, loc="left", color=DAYLIGHT, fontsize=22, pad=8)
         for i, colour in colours.items():
-            outline(outlined, label[:, :, z] == i, spacing_mm, colour=colour, width=1.6)
-    key = [Line2D([], [], color=colours[int(i)], linewidth=3, label=name) for i, name in about["labels"].items()]
+            outline(outlined, label[:, :, z] == i, spacing_mm, colour=colour, width=2.4)
+    key = [Line2D([], [], color=colours[int(i)], linewidth=5, label=name) for i, name in about["labels"].items()]
     finish_page(figure, title=title, key=key)
     save_png(figure, path)
 

@@ -10,7 +10,7 @@ import fire
 from .data_commands import check, phantom, prepare
 from .errors import find_bad_input
 from .inference_commands import evaluate, export
-from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters, release
+from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters, release, report
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "cross-validate": cross_validate,
     "audit": audit,
+    "report": report,
 }
 
 

@@ -21,6 +21,7 @@ from .unfinished import remove_unfinished, unfinished_path
 
 FOLDS = 5
 SETTINGS = "cross_validation.json"
+OWN = ("dataset_dir", "fold", "folds", "output_dir", "model_path", "ckpt_path", "resume", "run_name", "parent_run_id")
 
 
 def cross_validate(
@@ -36,8 +37,9 @@ def cross_validate(
     """Train on each fold's training cases, label its validation cases and score them; return all scores so far.
 
     Stopped at any moment and started again with the same arguments, it goes on with what is missing, in the middle of
-    a training, too. Folds may be done on different machines, each with its own `folds`, and their folders put into one.
-    In MLflow there is one parent run, and one child run a fold.
+    a training, too. Folds may be done on different machines, each with its own `folds`, and their folders `fold_<n>`
+    put into one. In MLflow there is one parent run, and one child run a fold; with a server's `tracking_uri` for those
+    of all machines that have given `out` the same name.
 
     Args:
         dataset: folder or data list.
@@ -46,12 +48,17 @@ def cross_validate(
         folds: the ones to do now, by default all: the data list's own, or 0 to 4, nnU-Net's.
         layout: see `layouts.read_data_set`.
         data_root: see `layouts.read_data_set`.
-        values: keys of the configuration with other values, for training and inference.
+        values: keys of the configuration with other values, for training and inference; not those that each fold has
+            its own of.
 
     Raises:
-        BadInput: a data set that can't be used; other settings than those that the folder was begun with; no such
-            fold; a workflow that failed.
+        BadInput: a key that each fold has its own of; a data set that can't be used; other settings than those that the
+            folder was begun with; no such fold; a workflow that failed; a store of MLflow that can't be used.
     """
+    values = dict(values or {})
+    taken = [key for key in OWN if key in values]
+    if taken:
+        raise BadInput(f"{taken[0]}: each fold has its own. Leave --{taken[0]} out.")
     out = Path(out).resolve()
     data_set = read_data_set(dataset, layout=layout, data_root=data_root)
     require_usable(data_set)
@@ -62,13 +69,15 @@ def cross_validate(
     places = {"dataset_dir": str(Path(dataset).resolve()), "layout": data_set.layout}
     if data_root is not None:
         places["data_root"] = str(Path(data_root).resolve())
-    names = begin(out, overlays, {**places, "values": dict(values or {})})
+    names = begin(out, overlays, {**places, "values": values})
     planned = any("cache_dir" in (ConfigParser.load_config_file(str(find_config(file))) or {}) for file in overlays)
     cache = {} if planned else {"cache_dir": str(out / "cases")}  # a plan's cases are prepared already
-    parent = ParentRun.begin(out / "mlflow", name=out.name)
+    tracked = str(values.get("track")).lower() != "false"
+    store = {key: str(values[key]) for key in ("tracking_uri", "experiment_name") if key in values and tracked}
+    parent = ParentRun.begin(out / "mlflow", name=out.name, **store)
     for fold in wanted:
         print(f"\nFold {fold}" + (" is done" if (out / f"fold_{fold}" / "scores.csv").is_file() else ""), flush=True)
-        do_fold(out, fold, names, values={**places, **cache, **(values or {})}, folds=len(known), parent=parent)
+        do_fold(out, fold, names, values={**places, **cache, **values}, folds=len(known), parent=parent)
     rows = scores_of(out, known)
     parent.end(summarise(rows))
     return rows
@@ -138,11 +147,10 @@ def do_fold(
             folds=folds,
             output_dir=folder,
             model_path=model,
-            tracking_uri=parent.tracking_uri,
             parent_run_id=parent.run_id,
             run_name=f"{out.name} fold {fold}",
             resume=str((folder / "checkpoint.pt").is_file()).lower(),
-            **values,
+            **{**values, "tracking_uri": parent.tracking_uri},
         )
     if not scores.is_file():
         run_bundle(

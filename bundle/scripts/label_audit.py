@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,17 +56,24 @@ def audit(run: str | Path, *, out: str | Path | None = None, top: int = 20) -> l
     Raises:
         BadInput: no record of losses; an image or label map that isn't there any more, after the tables were written.
     """
-    if not isinstance(top, int) or top < 0:
-        raise BadInput(f"top: must be 0 or a whole number above it, got {top!r}. Give another with --top.")
     table, about = read_losses(Path(run) / FILE)
     folder = Path(run) / "audit" if out is None else Path(out)
     cases, slices = rank(table, labels=about["labels"], by_slice=False), rank(table, labels=about["labels"])
+    write_audit(cases, slices, about=about, folder=folder, top=top)
+    return cases
+
+
+def write_audit(
+    cases: Sequence[Suspect], slices: Sequence[Suspect], *, about: Mapping[str, Any], folder: Path, top: int
+) -> None:
+    """Write the files of `audit`; `about` is what `read_losses` has returned."""
+    if not isinstance(top, int) or top < 0:
+        raise BadInput(f"top: must be 0 or a whole number above it, got {top!r}. Give another with --top.")
     write_rows(cases, folder / "cases.csv")
     write_rows(slices, folder / "slices.csv")
     suspects = [f"{row.case}  # {row.distrust:.1f}, {row.label}" for row in cases if row.distrust >= SUSPECT]
     write_whole("\n".join([HEADER, *suspects, ""]).encode(), folder / "suspects.txt")
     draw_suspects(cases[:top], slices, about=about, folder=folder / "pictures")
-    return cases
 
 
 def rank(table: pa.Table, *, labels: Mapping[str, str], by_slice: bool = True, since: float = SINCE) -> list[Suspect]:

@@ -11,36 +11,50 @@ from typing import Any
 from mlflow import MlflowClient
 
 from .run_settings import valid_key
+from .tracking import LOST, SQLITE, check_address, reach, unusable
 
 EXPERIMENT = "cyclic-committee"
+TAG = "cross_validation"
 
 
 @dataclass(frozen=True)
 class ParentRun:
-    """A run whose children are trainings; its store lies beside them."""
+    """A run whose children are trainings."""
 
     tracking_uri: str
     run_id: str
 
     @classmethod
-    def begin(cls, folder: Path, *, name: str) -> ParentRun:
-        """Open the run of a folder, or the one that it has already.
+    def begin(
+        cls, folder: Path, *, name: str, tracking_uri: str | None = None, experiment_name: str = EXPERIMENT
+    ) -> ParentRun:
+        """Open the run of this name, or the one that the store has already.
 
         Args:
-            folder: of the store.
+            folder: of the store, unless it is a server's.
             name: of the run.
+            tracking_uri: see `MLflowTracking`; by default a database in the folder.
+            experiment_name: that the run belongs to.
+
+        Raises:
+            BadInput: an address that is none, or a store that can't be used.
         """
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        folder.mkdir(parents=True, exist_ok=True)
-        tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
-        client = MlflowClient(tracking_uri=tracking_uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        location = (folder / "mlruns").as_uri()
-        number = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, location)
-        tag = "cross_validation"
-        known = client.search_runs([number], filter_string=f"tags.{tag} = 'parent'")
-        run = known[0] if known else client.create_run(number, run_name=name, tags={tag: "parent"})
-        client.update_run(run.info.run_id, status="RUNNING")
+        own = tracking_uri is None
+        tracking_uri = tracking_uri or f"{SQLITE}{folder / 'mlflow.db'}"
+        check_address(tracking_uri)
+        try:
+            reach(tracking_uri)
+            client = MlflowClient(tracking_uri=tracking_uri)
+            experiment = client.get_experiment_by_name(experiment_name)
+            location = (folder / "mlruns").as_uri() if own else None  # else the store's
+            number = experiment.experiment_id if experiment else client.create_experiment(experiment_name, location)
+            parents = client.search_runs([number], filter_string=f"tags.{TAG} = 'parent'")
+            known = [run for run in parents if own or run.info.run_name == name]
+            run = known[0] if known else client.create_run(number, run_name=name, tags={TAG: "parent"})
+            client.update_run(run.info.run_id, status="RUNNING")
+        except LOST as error:
+            raise unusable(tracking_uri, error) from error
         return cls(tracking_uri, run.info.run_id)
 
     def end(self, summary: Mapping[str, Any]) -> None:

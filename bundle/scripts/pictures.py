@@ -121,7 +121,7 @@ def draw_overlay(
     for z, (plain, outlined) in zip(heights, grid, strict=True):
         for axes in (plain, outlined):
             show_slice(axes, image[:, :, z], spacing_mm, window=window)
-        plain.set_title(f"slice {z + 1} of {image.shape[2]}", loc="left", color=DAYLIGHT, fontsize=10, pad=5)
+        plain.set_title(f"slice {z + 1} of {image.shape[2]}", loc="left", color=DAYLIGHT, fontsize=18, pad=6)
         for label, colour in colours.items():
             outline(outlined, masks["prediction"][:, :, z] == label, spacing_mm, colour=colour, width=2.4)
         for label in colours if reference is not None else ():

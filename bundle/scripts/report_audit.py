@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from .audit_pictures import draw_suspects
 from .errors import BadInput
-from .label_audit import HEADER, SUSPECT, Suspect, rank
+from .label_audit import HEADER, SUSPECT, Suspect, rank, write_audit
 from .loss_record import FILE, read_losses, write_whole
-from .report_runs import Run
+from .report_runs import Run, read_runs
 from .report_scores import fixed, percent
 from .report_statistics import ALL_ORGANS, by_case
 from .report_tables import Column, Table
@@ -20,6 +20,7 @@ from .report_tables import Column, Table
 Key = tuple[str, int | None]  # a case's label file, or its name where there is none, and a slice
 
 SHOWN = 10  # on the page, cases or slices
+LEARNED = 0.5  # DSC of label and committee; below, the committee isn't one to ask
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,20 @@ class JointAudit:
     slices: list[Suspect] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)  # as `read_losses` has it, of all folds
     problems: list[str] = field(default_factory=list)
+
+
+def audit_folds(run: str | Path, *, out: str | Path | None = None, top: int = 20) -> list[Suspect]:
+    """Do with all folds of a cross-validation what `label_audit.audit` does with a training.
+
+    Raises:
+        BadInput: see `read_runs` and `label_audit.audit`; no fold has a record of losses.
+    """
+    audit = audit_run(read_runs([run])[0])
+    if not audit.cases:
+        raise BadInput(audit.problems[0])
+    folder = Path(run) / "audit" if out is None else Path(out)
+    write_audit(audit.cases, audit.slices, about=audit.about, folder=folder, top=top)
+    return audit.cases
 
 
 def audit_run(run: Run) -> JointAudit:
@@ -93,6 +108,7 @@ def audit_table(run: Run, audit: JointAudit) -> Table:
         for one in audit.cases
     ]
     names = ("", "case", "distrust", "most of all", "DSC, %", "loss", "dropped, %", "samples", "DSC unseen, %")
+    learned = median(one.dsc for one in audit.cases)
     suspects = sum(one.distrust >= SUSPECT for one in audit.cases)
     return Table(
         f"audit_{run.key}",
@@ -102,7 +118,13 @@ def audit_table(run: Run, audit: JointAudit) -> Table:
         note=f"{suspects} of {len(rows)} cases have a distrust of {SUSPECT:g} or more, in typical deviations from the "
         "usual. Each case was trained on in all folds but its own; distrust, DSC of label and committee, loss and "
         "share dropped are the means over these folds. A high distrust may be a wrong label, or a rare anatomy: look "
-        "at the picture before a label is left out.",
+        "at the picture before a label is left out."
+        + (
+            f" In the median case the DSC of label and committee is {percent(100 * learned)} %: the committees have "
+            "learned too little for this ranking to be trusted."
+            if learned < LEARNED
+            else ""
+        ),
         most=SHOWN,
     )
 

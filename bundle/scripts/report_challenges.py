@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -126,7 +127,8 @@ def draw_case(run: Run, case: str, ones: Sequence[Challenge], *, voters: Voters,
     for one in ones:
         z = telling_slice(*(voxels == one.row["label"] for voxels in maps.values()))
         box = region({name: voxels[:, :, z] for name, voxels in maps.items()}, spacing_mm)
-        file = f"challenging_{run.key}_{one.row['organ']}_{Path(case).name}.png".replace(" ", "_")
+        name = re.sub(r"[^\w.-]+", "_", f"{one.row['organ']}_{Path(case).name}")
+        file = f"challenging_{run.key}_{name}.png"
         draw_challenge(
             image[:, :, z][box],
             {name: voxels[:, :, z][box] for name, voxels in maps.items()},

@@ -50,7 +50,8 @@ def comparison_table(first: Run, second: Run) -> Table | None:
 def in_words(found: Estimate, organ: str, measure: str, *, names: tuple[str, str]) -> str:
     """Return a sentence that says which of two runs is higher, and whether that is clear.
 
-    What is clear is decided by the numbers as they are written: an interval that reaches 0.00 holds 0.
+    What is clear is decided by the numbers as they are written: an interval that reaches 0.00 holds 0. Of few cases,
+    whose interval is too narrow, nothing is called clear.
 
     Args:
         found: the second less the first, in points of %.
@@ -66,6 +67,11 @@ def in_words(found: Estimate, organ: str, measure: str, *, names: tuple[str, str
     low, high = found.interval
     if found.mean == low == high == 0:
         return f"{organ}: the same {measure} in all {cases}."
+    if found.cases < FEW:
+        return (
+            f"{organ}: {second} less {first} is {points(found.mean)} {measure} points in these {cases}, too few to "
+            "tell how it is in others."
+        )
     if float(points(low)) <= 0 <= float(points(high)):
         return (
             f"{organ}: no clear difference in {measure}. {second} less {first} is {points(found.mean)} points; the "

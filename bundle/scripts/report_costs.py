@@ -15,6 +15,7 @@ from .model_size import count_macs
 from .report_runs import Run
 from .report_scores import fixed
 from .report_tables import Column, Table
+from .volumes import case_name, first_file
 
 
 def size_rows(run: Run) -> list[tuple[str, int, int, str]]:
@@ -72,7 +73,9 @@ def cost_table(runs: Sequence[Run], *, cases: int) -> tuple[Table | None, list[s
     rows, problems = [], []
     for run in runs:
         try:
-            rows += [(run.name, *cost_row(cost)) for cost in case_costs(run.folder, cases=cases)]
+            cases_of = {case_name(first_file(item["image"])): case for case, item in run.files.items()}
+            for cost in case_costs(run.folder, cases=cases):
+                rows.append((run.name, cases_of.get(cost.case, cost.case), *cost_row(cost)))
         except BadInput as error:
             problems.append(f"What a case costs wasn't measured: {error}")
     names = ("run", "case", "seconds", "peak memory, MiB", "GPU memory, MiB")
@@ -89,6 +92,6 @@ def cost_table(runs: Sequence[Run], *, cases: int) -> tuple[Table | None, list[s
 
 
 def cost_row(cost: CaseCost) -> tuple[str, ...]:
-    """Return a case's cost as text."""
+    """Return a case's cost as text, without its name."""
     gpu = "" if cost.gpu_memory_mib is None else fixed(cost.gpu_memory_mib, 0)
-    return cost.case, fixed(cost.seconds, 1), fixed(cost.peak_memory_mib, 0), gpu
+    return fixed(cost.seconds, 1), fixed(cost.peak_memory_mib, 0), gpu

@@ -186,7 +186,9 @@ def add_legend(figure: Figure, lines: Sequence[Line2D]) -> None:
     """Put a legend below a figure."""
     columns = min(3, len(lines))
     by_row = [line for column in range(columns) for line in lines[column::columns]]  # matplotlib fills it by column
-    figure.legend(handles=by_row, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK)
+    legend = figure.legend(handles=by_row, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK)
+    for handle in legend.get_lines():
+        handle.set_linewidth(2.0)  # whatever the line's own
 
 
 def shortened(name: str, *, length: int = 16) -> str:

@@ -91,7 +91,9 @@ def read_run(folder: Path, *, name: str, key: str) -> Run:
         settings = json.loads(path.read_text())
         found = {int(file.parent.name.removeprefix("fold_")): file for file in folder.glob("fold_[0-9]*/scores.csv")}
         scores = {fold: read_csv(file) for fold, file in sorted(found.items())}
-        settings["dataset_dir"], settings["layout"], settings["values"], overlays_of(settings)
+        lost = {"dataset_dir", "layout", "values", "overlays"} - set(settings)
+        if lost:
+            raise LookupError(f"{SETTINGS} has no {', '.join(sorted(lost))}")
     except (ValueError, LookupError, TypeError) as error:
         raise BadInput(
             f"{folder}: can't be read ({error!r}). Give a folder that cross-validate has written."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -43,26 +43,26 @@ def write_figure(figure: Figure, name: str, folder: Path, *, titles: Mapping[str
         figure.savefig(svg, format="svg", metadata={"Date": None})
     figure.savefig(png, format="png", dpi=DPI)
     for prefix, space in (("", SVG), ("xlink", XLINK)):
-        ET.register_namespace(prefix, space)
-    root = ET.fromstring(svg.getvalue())
+        ElementTree.register_namespace(prefix, space)
+    root = ElementTree.fromstring(svg.getvalue())
     set_titles(root, titles)
-    write_whole(ET.tostring(root, encoding="utf-8", xml_declaration=True), folder / f"{name}.svg")
+    write_whole(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True), folder / f"{name}.svg")
     write_whole(png.getvalue(), folder / f"{name}.png")
     return as_part(root, name=name, label=label)
 
 
-def set_titles(root: ET.Element, titles: Mapping[str, Sequence[str]]) -> None:
+def set_titles(root: ElementTree.Element, titles: Mapping[str, Sequence[str]]) -> None:
     """Name the marks of a figure's groups, in their order."""
     for group in root.iter(f"{{{SVG}}}g"):
         names = titles.get(group.get("id", ""), ())
         marks = list(group.iter(f"{{{SVG}}}use"))
         for mark, name in zip(marks if len(marks) == len(names) else [group], names, strict=False):
-            title = ET.Element(f"{{{SVG}}}title")
+            title = ElementTree.Element(f"{{{SVG}}}title")
             title.text = name
             mark.insert(0, title)
 
 
-def as_part(root: ET.Element, *, name: str, label: str) -> str:
+def as_part(root: ElementTree.Element, *, name: str, label: str) -> str:
     """Return a figure as an element of HTML: ids of its own, the page's font and colours, as wide as there is room."""
     for metadata in root.findall(f"{{{SVG}}}metadata"):
         root.remove(metadata)
@@ -78,7 +78,7 @@ def as_part(root: ET.Element, *, name: str, label: str) -> str:
     root.set("role", "img")
     root.set("aria-label", label)
     root.set("style", f"min-width: {width * LEAST:.0f}px; max-width: {width * MOST:.0f}px")
-    text = ET.tostring(root, encoding="unicode")
+    text = ElementTree.tostring(root, encoding="unicode")
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     for colour, variable in VARIABLES:
         text = text.replace(colour, f"var(--{variable})")

@@ -62,7 +62,7 @@ def grey_window(image: np.ndarray) -> tuple[float, float]:
 
 
 def dark_page(
-    rows: int, *, size_mm: np.ndarray, title: float = 0.9, between: float = 0.35, key: float = 0.65
+    rows: int, *, size_mm: np.ndarray, title: float = 1.3, between: float = 0.6, key: float = 0.9
 ) -> tuple[Figure, np.ndarray]:
     """Return a dark figure with two columns of axes `(rows, 2)`, each as wide to high as a slice's `size_mm`.
 
@@ -96,9 +96,10 @@ def dark_page(
 
 def finish_page(figure: Figure, *, title: str, key: Sequence[Line2D]) -> None:
     """Write a title above a dark page, and a key of its lines below."""
-    top = 1 - 0.3 / figure.get_figheight()
-    figure.text(0.25 / PAGE_IN, top, title, color=DAYLIGHT, fontsize=17, fontweight="bold", va="center")
-    figure.legend(handles=key, loc="lower center", ncols=len(key), frameon=False, labelcolor=DAYLIGHT, fontsize=13)
+    size = min(22, 90 / max(1, len(key)))  # or many names would not fit
+    top = 1 - 0.4 / figure.get_figheight()
+    figure.text(0.25 / PAGE_IN, top, title, color=DAYLIGHT, fontsize=24, fontweight="bold", va="center")
+    figure.legend(handles=key, loc="lower center", ncols=len(key), frameon=False, labelcolor=DAYLIGHT, fontsize=size)
 
 
 def show_slice(

@@ -105,7 +105,7 @@ class MLflowTracking:
             noisy.setLevel(max(noisy.level, logging.WARNING))
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow would tell its makers about every run
         try:
-            _reach(self.tracking_uri)
+            reach(self.tracking_uri)
             self.client, self.unsent = MlflowClient(tracking_uri=self.tracking_uri), []
             device = getattr(engine.state, "device", None) or torch.device("cpu")
             self.run_id = self._open_run(self._find_experiment(), device=device)
@@ -222,7 +222,7 @@ class MLflowTracking:
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         """A training of days doesn't end because its records can't be written."""
         try:
-            _reach(self.tracking_uri)
+            reach(self.tracking_uri)
             action()
         except LOST as error:
             logger.warning(f"MLflow at {without_password(self.tracking_uri)} didn't take {what}: {_brief(error)}")
@@ -245,7 +245,7 @@ def unusable(tracking_uri: str, error: Exception) -> BadInput:
     )
 
 
-def _reach(tracking_uri: str) -> None:
+def reach(tracking_uri: str) -> None:
     """Find out in seconds what MLflow would retry for minutes."""
     if tracking_uri.startswith(SQLITE):
         database = database_of(tracking_uri)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .command_arguments import show_help_if_asked
+from .cross_validation import SETTINGS
 from .cross_validation import cross_validate as validate_folds
 from .demo import run_demo
 from .estimate import estimate as estimate_training
@@ -19,6 +20,8 @@ from .label_audit import format_suspects
 from .location import bundle_root, copy_bundle
 from .model_size import committee_from, size_table
 from .release import release as release_weights
+from .report import write_report
+from .report_audit import audit_folds
 
 
 def demo(*config: str, out: str = "demo") -> None:
@@ -121,9 +124,30 @@ def audit(run: str, out: str | None = None, top: int = 20) -> None:
     """Rank the training cases by how much the committee distrusted their labels, and draw the first of them.
 
     Args:
-        run: the output folder of a training.
+        run: the output folder of a training, or of cross-validate, whose folds are judged together.
         out: the folder for the tables and pictures; by default audit in the run's.
         top: how many cases to print and to draw.
     """
-    rows = audit_labels(str(run), out=None if out is None else str(out), top=top)
+    judge = audit_folds if (Path(str(run)) / SETTINGS).is_file() else audit_labels
+    rows = judge(str(run), out=None if out is None else str(out), top=top)
     print(format_suspects(rows, top=top))
+
+
+def report(*run: str, out: str | None = None, timed_cases: int = 3, challenging: int = 1, suspects: int = 4) -> None:
+    """Write a page about cross-validations, with tables and figures beside it: one run, or several side by side.
+
+    Args:
+        run: folders of cross-validate, finished or not.
+        out: the folder for all that; by default report in the first run's.
+        timed_cases: cases of each run that are labelled once more to measure time and memory.
+        challenging: cases of each organ that are drawn.
+        suspects: cases with distrusted labels that are drawn.
+    """
+    page = write_report(
+        [str(folder) for folder in run],
+        out=None if out is None else str(out),
+        timed_cases=timed_cases,
+        challenging=challenging,
+        suspects=suspects,
+    )
+    print(f"The report is in {page}.")
