@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytest.importorskip("highdicom", reason="DICOM needs pip install 'cyclic-committee[dicom]'")
+pytest.importorskip("highdicom", reason="DICOM needs pip install '.[dicom]'")
 
 from conftest import LABELS
 from dicom_studies import alter, write_series
@@ -24,6 +26,7 @@ from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.organ_codes import organ_code
 
 SHAPE = (20, 16, 9)
+DCMQI = "dcmqi==1.5.7"
 CODES = {"Liver": "10200004", "Kidney": "64033007", "Spleen": "78961009", "Pancreas": "15776009"}
 
 
@@ -46,22 +49,40 @@ def some_labels(*ids: int) -> np.ndarray:
     return label_map
 
 
-def read_with_dcmqi(path: Path, folder: Path) -> tuple[dict[str, nib.Nifti1Image], list[dict[str, Any]]]:
-    """What dcmqi, another library, finds in a segmentation: images by the segments' names, and what is said of them."""
-    program = Path(sys.executable).parent / "segimage2itkimage"
-    found = str(program) if program.exists() else shutil.which("segimage2itkimage")
-    if found is None:
-        pytest.skip("dcmqi isn't installed: pip install dcmqi")
-    folder.mkdir()
-    command = [found, "--inputDICOM", str(path), "--outputDirectory", str(folder), "--outputType", "nii"]
-    subprocess.run(command, check=True, capture_output=True)
-    described = json.loads(next(folder.glob("*meta.json")).read_text())
-    segments = [segment for group in described["segmentAttributes"] for segment in group]
-    images = {}
-    for segment in segments:
-        (file,) = folder.glob(f"*{segment['labelID']}.nii.gz")
-        images[segment["SegmentLabel"]] = nib.load(file)
-    return images, segments
+Found = tuple[dict[str, nib.Nifti1Image], list[dict[str, Any]]]  # images by the segments' names; what is said of them
+
+
+@pytest.fixture(scope="session")
+def dcmqi(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The program of dcmqi, another library, that reads segmentations: in an environment of its own."""
+    if found := shutil.which("segimage2itkimage"):
+        return found
+    folder = tmp_path_factory.mktemp("dcmqi")
+    for command in (
+        [sys.executable, "-m", "venv", str(folder)],
+        [str(folder / "bin" / "pip"), "install", "-q", DCMQI],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"{DCMQI} can't be installed: {done.stderr.strip().splitlines()[-1]}")
+    return str(folder / "bin" / "segimage2itkimage")
+
+
+@pytest.fixture
+def read_with_dcmqi(dcmqi: str, tmp_path: Path) -> Callable[[Path], Found]:
+    def read(path: Path) -> Found:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        command = [dcmqi, "--inputDICOM", str(path), "--outputDirectory", str(folder), "--outputType", "nii"]
+        subprocess.run(command, check=True, capture_output=True)
+        described = json.loads(next(folder.glob("*meta.json")).read_text())
+        segments = [segment for group in described["segmentAttributes"] for segment in group]
+        images = {}
+        for segment in segments:
+            (file,) = folder.glob(f"*{segment['labelID']}.nii.gz")
+            images[segment["SegmentLabel"]] = nib.load(file)
+        return images, segments
+
+    return read
 
 
 def on_series(image: nib.Nifti1Image, series: DicomSeries) -> np.ndarray:
@@ -75,24 +96,28 @@ def on_series(image: nib.Nifti1Image, series: DicomSeries) -> np.ndarray:
 
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES.keys())
-def test_another_library_finds_the_same_voxels_names_and_codes(tmp_path: Path, affine: np.ndarray) -> None:
+def test_another_library_finds_the_same_voxels_names_and_codes(
+    read_with_dcmqi: Callable[[Path], Found], tmp_path: Path, affine: np.ndarray
+) -> None:
     series, label_map = make_series(tmp_path / "series", affine), some_labels(1, 2, 3, 4)
     path = write_segmentation(label_map, series, LABELS, tmp_path / "seg.dcm")
     assert path == tmp_path / "seg.dcm"
-    images, segments = read_with_dcmqi(path, tmp_path / "read")
+    images, segments = read_with_dcmqi(path)
     assert {s["SegmentLabel"]: s["SegmentedPropertyTypeCodeSequence"]["CodeValue"] for s in segments} == CODES
     for label, name in LABELS.items():
         assert np.array_equal(on_series(images[name.capitalize()], series), label_map == int(label))
 
 
 @pytest.mark.parametrize("ids", [(1, 4), (2,), (4, 3)], ids=str)
-def test_names_follow_the_label_not_the_position(tmp_path: Path, ids: tuple[int, ...]) -> None:
+def test_names_follow_the_label_not_the_position(
+    read_with_dcmqi: Callable[[Path], Found], tmp_path: Path, ids: tuple[int, ...]
+) -> None:
     series, label_map = make_series(tmp_path / "series"), some_labels(*ids)
     path = write_segmentation(label_map, series, LABELS, tmp_path / "seg.dcm")
     assert path is not None
     written = dcmread(path)
     assert [segment.SegmentNumber for segment in written.SegmentSequence] == [*range(1, len(ids) + 1)]
-    images, segments = read_with_dcmqi(path, tmp_path / "read")
+    images, segments = read_with_dcmqi(path)
     names = [LABELS[str(label)].capitalize() for label in sorted(ids)]
     assert [segment["SegmentLabel"] for segment in segments] == names
     for segment in segments:
@@ -231,20 +256,22 @@ def test_a_lesion_has_its_organ_as_region(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "label", ["fancy thing", "label_7", "pancreas_head_and_something_with_a_very_long_name_indeed"]
 )
-def test_an_unknown_label_keeps_its_name_under_a_private_code(tmp_path: Path, label: str) -> None:
+def test_an_unknown_label_keeps_its_name_under_a_private_code(
+    read_with_dcmqi: Callable[[Path], Found], tmp_path: Path, label: str
+) -> None:
     assert not organ_code(label).known
     path = write_segmentation(some_labels(3), make_series(tmp_path / "s"), {"3": label}, tmp_path / "seg.dcm")
-    _, (segment,) = read_with_dcmqi(path, tmp_path / "read")  # type: ignore[arg-type]
+    _, (segment,) = read_with_dcmqi(path)  # type: ignore[arg-type]
     kind = segment["SegmentedPropertyTypeCodeSequence"]
     assert segment["SegmentLabel"].lower() == label.replace("_", " ").lower()
     assert kind["CodingSchemeDesignator"] == "99CYCLIC"
     assert kind["CodeMeaning"].lower() == label.replace("_", " ").lower()
 
 
-def test_a_side_is_written_beside_the_organ(tmp_path: Path) -> None:
+def test_a_side_is_written_beside_the_organ(read_with_dcmqi: Callable[[Path], Found], tmp_path: Path) -> None:
     labels = {"1": "left_kidney", "2": "right_kidney"}
     path = write_segmentation(some_labels(1, 2), make_series(tmp_path / "s"), labels, tmp_path / "seg.dcm")
-    _, segments = read_with_dcmqi(path, tmp_path / "read")  # type: ignore[arg-type]
+    _, segments = read_with_dcmqi(path)  # type: ignore[arg-type]
     sides = [segment["SegmentedPropertyTypeModifierCodeSequence"]["CodeMeaning"] for segment in segments]
     assert sides == ["Left", "Right"]
 

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytest.importorskip("pydicom", reason="DICOM needs pip install 'cyclic-committee[dicom]'")
+pytest.importorskip("pydicom", reason="DICOM needs pip install '.[dicom]'")
 
 from dicom_studies import alter, write_series
 from pydicom import dcmread
@@ -294,13 +294,29 @@ def test_truncated_pixel_data_are_named(tmp_path: Path, voxels: np.ndarray, left
         read_one(tmp_path).voxels()
 
 
-def test_a_missing_decoder_is_named(tmp_path: Path, voxels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("syntax", "needs"),
+    [
+        (JPEGLSLossless, "pyjpegls"),
+        (JPEG2000Lossless, "pylibjpeg pylibjpeg-openjpeg"),
+        (JPEGLosslessSV1, "imagecodecs"),
+    ],
+)
+def test_a_missing_decoder_is_named(
+    tmp_path: Path, voxels: np.ndarray, monkeypatch: pytest.MonkeyPatch, syntax: str, needs: str
+) -> None:
     class Missing:
         available_plugins = ("gdcm",)
 
     write_series(tmp_path, voxels, AXIAL, transfer_syntax=RLELossless)
+    for path in tmp_path.iterdir():
+        slice_ = dcmread(path)
+        slice_.file_meta.TransferSyntaxUID = syntax
+        slice_.save_as(path)
     monkeypatch.setattr(dicom_pixels.pixels, "get_decoder", lambda syntax: Missing)
-    assert "is compressed as RLE Lossless, for which no decoder is installed" in find_series(tmp_path).faults[0]
+    monkeypatch.setattr(dicom_pixels, "has_imagecodecs", False)
+    [fault] = find_series(tmp_path).faults
+    assert f"for which no decoder is installed. Install with: pip install {needs}" in fault
 
 
 def test_films_are_refused(tmp_path: Path, voxels: np.ndarray) -> None:

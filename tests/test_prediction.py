@@ -10,29 +10,17 @@ import pytest
 import torch
 from conftest import TINY, Workflow
 
-pytest.importorskip("highdicom", reason="DICOM needs pip install 'cyclic-committee[dicom]'")
+pytest.importorskip("highdicom", reason="DICOM needs pip install '.[dicom]'")
 
 from dicom_studies import write_series
 from pydicom import dcmread
 
-from cyclic_committee.scripts.committee import Committee
 from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.network import UNet2d
 from cyclic_committee.scripts.phantom import Phantom, make_phantom
 from cyclic_committee.scripts.prediction import predict_command
 from cyclic_committee.scripts.predictor import Predictor
 
 VALUES = {key: value for key, value in TINY.items() if key != "crop_size"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(3)
-    network = Committee([UNet2d(in_channels=1, out_channels=5, features=[4, 8, 16]) for _ in range(3)])
-    network.iterations_trained += 1
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    torch.save(network.state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +237,7 @@ def test_missing_packages_are_named_only_where_they_are_needed(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "highdicom" else find(name))
-    with pytest.raises(BadInput, match=r"study: holds DICOM files, for which highdicom must be there\. Install with"):
+    with pytest.raises(BadInput, match=r"study: holds DICOM files, which need highdicom\. Install with: pip install"):
         predict(study, tmp_path / "out")
     predict(study / "scan.nii.gz", tmp_path / "out")
     assert files(tmp_path / "out") == ["scan.nii.gz"]

@@ -25,6 +25,7 @@ PLUGINS: Mapping[str, str] = {
     **{f"1.2.840.10008.1.2.4.{number}": "pylibjpeg" for number in (90, 91, 201, 202, 203)},  # JPEG 2000, HTJ2K
     "1.2.840.10008.1.2.5": "pydicom",  # RLE
 }
+PACKAGES: Mapping[str, str] = {"pyjpegls": "pyjpegls", "pylibjpeg": "pylibjpeg pylibjpeg-openjpeg"}
 
 
 def syntax_of(header: Any) -> str:
@@ -40,13 +41,13 @@ def require_decoder(file: Path, header: Any) -> None:
         there = pixels.get_decoder(syntax).available_plugins
     except NotImplementedError:
         raise BadInput(f"{file}: is stored as {name}, which can't be read. Export the series uncompressed.") from None
-    known = syntax in JPEG or syntax in PLUGINS or not pydicom.uid.UID(syntax).is_compressed
-    if not known:
+    plugin = PLUGINS.get(syntax)
+    if syntax not in JPEG and plugin is None and pydicom.uid.UID(syntax).is_compressed:
         raise BadInput(f"{file}: is stored as {name}, which can't be read. Export the series uncompressed.")
-    if not has_imagecodecs if syntax in JPEG else PLUGINS.get(syntax) not in (None, *there):
+    if not has_imagecodecs if syntax in JPEG else plugin not in (None, *there):
+        needs = "imagecodecs" if plugin is None else PACKAGES.get(plugin, plugin)
         raise BadInput(
-            f"{file}: is compressed as {name}, for which no decoder is installed. "
-            "Install it with: pip install 'cyclic-committee[dicom]'"
+            f"{file}: is compressed as {name}, for which no decoder is installed. Install with: pip install {needs}"
         )
 
 
