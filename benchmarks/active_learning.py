@@ -63,7 +63,7 @@ def make_scans(folder: Path, *, cases: int, rare: float, seed: int) -> list[Scan
         phantom = make_phantom(int(np.random.SeedSequence((seed, case)).generate_state(1)[0]))
         image = phantom.image_hu
         if case in of_second:
-            noisy = 0.75 * image - 130.0 + 35 * rng.standard_normal(image.shape)
+            noisy = 0.8 * image + 70 + 35 * rng.standard_normal(image.shape)  # still within what is clipped
             image = np.clip(np.rint(noisy), -1024, 3071).astype(np.int16)
         scan = Scan(folder / f"image_{case:03d}.nii.gz", folder / f"label_{case:03d}.nii.gz", case in of_second)
         write_volume(scan.image, image, phantom.affine)

@@ -177,8 +177,8 @@ def test_what_is_no_slice_is_passed_over_with_a_word(tmp_path: Path, voxels: np.
     found = find_series(tmp_path)
     assert (len(found.series), found.faults) == (1, [])
     assert found.skipped == [
-        f"{tmp_path}: 2 x SEG: not a CT or MR slice.",
-        f"{tmp_path}: 2 x localizer: not a CT or MR slice.",
+        f"{tmp_path}: 2 x SEG: passed over.",
+        f"{tmp_path}: 2 x localizer: passed over.",
     ]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ pytest.importorskip("highdicom", reason="DICOM needs pip install '.[dicom]'")
 from dicom_studies import write_series
 from pydicom import dcmread
 
+from cyclic_committee.scripts import command_line
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.phantom import Phantom, make_phantom
 from cyclic_committee.scripts.prediction import predict_command
@@ -102,6 +104,29 @@ def test_one_file_or_one_series_is_named_after_itself(predict: Any, study: Path,
     predict(study / "patient" / "turned", tmp_path / "series")
     assert files(tmp_path / "file") == ["scan.nii.gz"]
     assert files(tmp_path / "series") == ["turned.dcm", "turned.nii.gz"]
+
+
+def test_it_is_a_command(
+    process_state: None,
+    model: Path,
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    overlay = tmp_path / "tiny.yaml"
+    overlay.write_text("\n".join(f"{key}: {value}" for key, value in VALUES.items()))
+    words = ["predict", str(study / "patient"), "--out", str(tmp_path / "out"), "--ckpt_path", str(model)]
+    words += ["--config", f"variants/small.yaml,{overlay}", "--disagreement", "--voters", "[0,2]"]
+    monkeypatch.setattr(sys, "argv", ["cyclic-committee", *words])
+    command_line.main()
+    assert files(tmp_path / "out") == [
+        f"{name}{ending}" for name in ("straight", "turned") for ending in (".dcm", ".nii.gz", "_disagreement.nii.gz")
+    ]
+    monkeypatch.setattr(sys, "argv", ["cyclic-committee", *words, "--votrs", "1"])
+    with pytest.raises(SystemExit):
+        command_line.main()
+    assert "votrs" in capsys.readouterr().err
 
 
 def test_several_series_of_a_folder_are_named_by_their_uid(predict: Any, phantom: Phantom, tmp_path: Path) -> None:

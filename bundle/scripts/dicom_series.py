@@ -158,7 +158,7 @@ def group_series(folder: Path, files: Sequence[Path]) -> FoundSeries:
         except Exception as error:  # pydicom raises many kinds of errors when it comes to a tag that is damaged
             what = BadInput(f"{of_series[0][0]}: its series has tags that make no sense ({error}). Export it again.")
             found.faults.append(str(what))
-    found.skipped = [f"{folder}: {number} x {kind}: not a CT or MR slice." for kind, number in sorted(others.items())]
+    found.skipped = [f"{folder}: {number} x {kind}: passed over." for kind, number in sorted(others.items())]
     return found
 
 
