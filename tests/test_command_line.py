@@ -66,6 +66,7 @@ def test_the_size_of_a_committee_is_that_of_its_members(monkeypatch: pytest.Monk
         (["evaluate", "gone", "also_gone", "--out", "scores.csv"], "gone: no such"),
         (["evaluate", "a", "b", "--out", "scores.csv", "--labels", "liver"], "labels must be ids with names"),
         (["bundle", "."], "exists already"),
+        (["predict", "gone", "--out", "labels"], "error: gone: no such file or folder."),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_exit_code_1(
@@ -171,5 +172,5 @@ def test_the_command_is_installed() -> None:
         [str(Path(sys.executable).with_name("cyclic-committee")), "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
-    for command in ("demo", "bundle", "parameters", "evaluate"):
+    for command in ("demo", "bundle", "parameters", "predict", "evaluate"):
         assert command in done.stdout + done.stderr

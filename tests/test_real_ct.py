@@ -12,6 +12,7 @@ import pytest
 from conftest import CT_EXAMPLE, TINY, Workflow, preparation
 
 from cyclic_committee.scripts.phantom import LABELS
+from cyclic_committee.scripts.prediction import predict_command
 from cyclic_committee.scripts.score_report import evaluate_folders
 from cyclic_committee.scripts.slice_store import store_cases
 
@@ -59,6 +60,29 @@ def test_the_workflows_go_through_it(workflow: Workflow, data: Path, tmp_path: P
     assert np.array_equal(label.affine, image.affine)
     rows = evaluate_folders(str(tmp_path / "labels"), str(data / "labels"), labels=LABELS)
     assert [row["organ"] for row in rows] == ["liver", "kidney", "spleen", "pancreas"]
+
+
+@pytest.mark.parametrize("axes", ["LPS", "LPI"], ids=["from the feet", "from the head"])
+def test_as_a_dicom_series_it_gets_the_workflows_labels_voxel_for_voxel(
+    workflow: Workflow, model: Path, data: Path, tmp_path: Path, axes: str
+) -> None:
+    pytest.importorskip("highdicom", reason="DICOM needs pip install '.[dicom]'")
+    from dicom_studies import write_series
+
+    image = nib.load(data / "images" / "ct.nii.gz")
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes))
+    turned = image.as_reoriented(turn)
+    write_series(tmp_path / "study" / "series", np.rint(turned.get_fdata()).astype(np.int16), turned.affine)
+    values = {key: value for key, value in TINY.items() if key != "crop_size"}
+    predict_command(tmp_path / "study", out=tmp_path / "labels", ckpt_path=model, **values)
+    places = {"dataset_dir": str(data / "images"), "ckpt_path": str(model), "output_dir": str(tmp_path / "workflow")}
+    workflow("inference", "inference.yaml", **values, **places).run()
+    expected = nib.as_closest_canonical(nib.load(tmp_path / "workflow" / "ct.nii.gz"))
+    found = nib.as_closest_canonical(nib.load(tmp_path / "labels" / "series.nii.gz"))
+    assert len(np.unique(expected.dataobj)) > 2
+    assert np.allclose(found.affine, expected.affine, atol=1e-4)
+    assert np.array_equal(np.asanyarray(found.dataobj), np.asanyarray(expected.dataobj))
+    assert (tmp_path / "labels" / "series.dcm").is_file()
 
 
 def test_it_agrees_with_itself(data: Path) -> None:

@@ -9,7 +9,7 @@ import fire
 
 from .data_commands import check, phantom, prepare
 from .errors import find_bad_input
-from .inference_commands import evaluate, export
+from .inference_commands import evaluate, export, predict
 from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters, release, report
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -18,6 +18,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "release": release,
     "parameters": parameters,
     "estimate": estimate,
+    "predict": predict,
     "evaluate": evaluate,
     "check": check,
     "prepare": prepare,

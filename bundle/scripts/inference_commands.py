@@ -4,12 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .agreement import format_agreements
-from .command_arguments import channel_list, label_names
+from .command_arguments import channel_list, label_names, show_help_if_asked
 from .export import export as export_committee
 from .phantom import LABELS
+from .prediction import predict_command
 from .score_report import evaluate_folders, format_table, summarise, write_csv, write_json
+
+
+def predict(
+    source: str,
+    out: str,
+    bundle: str | None = None,
+    config: str | Sequence[str] | None = None,
+    ckpt_path: str | None = None,
+    disagreement: bool = False,
+    probabilities: bool = False,
+    **values: Any,
+) -> None:
+    """Label NIfTI files and DICOM series: label maps, and for a series a DICOM segmentation of its organs.
+
+    Args:
+        source: a NIfTI file, the folder of a DICOM series, or a folder of any of these.
+        out: the folder for NAME.nii.gz and, for a series, NAME.dcm; in folders as the inputs are.
+        bundle: the folder of a bundle; by default the installed one.
+        config: overlays that the networks were trained with, commas between them, such as PREPARED/plan.yaml.
+        ckpt_path: the weights; by default models/model.pt of the bundle.
+        disagreement: also write NAME_disagreement.nii.gz, from 0 to 1: where the members disagree.
+        probabilities: also write NAME_probabilities.nii.gz, of the background and each label: twice the work.
+        values: keys of inference.yaml with other values, such as --mirror true.
+    """
+    show_help_if_asked(predict, values, name="predict")
+    predict_command(
+        str(source),
+        out=str(out),
+        bundle=bundle,
+        overlays=channel_list(config),
+        ckpt_path=ckpt_path,
+        disagreement=disagreement,
+        probabilities=probabilities,
+        **values,
+    )
 
 
 def evaluate(
