@@ -10,6 +10,7 @@ import fire
 from .data_commands import check, phantom, prepare
 from .errors import find_bad_input
 from .inference_commands import evaluate, export
+from .label_server import label_server
 from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "cross-validate": cross_validate,
     "audit": audit,
+    "label-server": label_server,
 }
 
 
