@@ -33,6 +33,9 @@ def read_segmentation(path: Path, series: DicomSeries, labels: Mapping[str, str]
     ids = {}
     try:
         segmentation = highdicom.seg.segread(path)
+        sources = [str(one.SeriesInstanceUID) for one in segmentation.get("ReferencedSeriesSequence") or []]
+        if sources and series.uid not in sources:
+            raise ValueError(f"it is of the series {sources[0]}")
         for segment in segmentation.SegmentSequence:
             label = label_of(segment, labels)
             if label is not None:
