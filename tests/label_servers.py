@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -24,6 +26,7 @@ from cyclic_committee.scripts.fold_bundle import copy_template, write_fold
 from cyclic_committee.scripts.phantom_data_set import write_phantoms
 from cyclic_committee.scripts.work_folder import MODEL
 
+PAGE = BUNDLE / "docs" / "monai_label.md"
 CLIENT = Path(__file__).with_name("label_client.py")
 
 
@@ -59,7 +62,7 @@ class LabelServer:
     url: str
     work: Path
 
-    def infer(self, image: str, **params: Any) -> requests.Response:
+    def infer(self, image: str, /, **params: Any) -> requests.Response:
         """Ask for a label map."""
         return requests.post(
             f"{self.url}/infer/{MODEL}",
@@ -82,8 +85,13 @@ def label_server(studies: str | Path, bundle: Path, folder: Path, *options: str)
     """Run the documented command on studies, with a bundle, on a free port of loopback."""
     python, port, log = label_python(), free_port(), folder / "label_server.log"
     assert python is not None
-    command = [str(Path(python).with_name("cyclic-committee")), "label-server", str(studies), "--port", str(port)]
-    command += ["--bundle", str(bundle), "--work", str(folder / "work"), *options]
+    [documented] = re.findall(r"^cyclic-committee label-server .*", PAGE.read_text(), flags=re.MULTILINE)
+    command = shlex.split(documented)
+    here = {"cyclic-committee": str(Path(python).with_name("cyclic-committee")), "demo/bundle": str(bundle)}
+    here |= {command[2]: str(studies), "variants/small.yaml": str(bundle / "configs" / "overlay.yaml")}
+    command = [here.pop(word, word) for word in command]
+    assert not here
+    command += ["--port", str(port), "--work", str(folder / "work"), *options]
     with child(command, log, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
         wait_until_ready(f"http://127.0.0.1:{port}/info/", process, log)
         yield LabelServer(f"http://127.0.0.1:{port}", folder / "work")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -21,8 +22,9 @@ from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.utils.async_tasks.utils import processes
-from monailabel.utils.others.generic import device_list
+from monailabel.utils.others.generic import device_list, name_to_device
 
+from ..scripts.predictor import plain_errors
 from ..scripts.work_folder import MODEL, served_bundle
 from .archive_store import ArchiveStore, archive_client
 from .disagreement import NAME, DisagreementScoring, MostDisputed
@@ -33,6 +35,7 @@ from .training import CommitteeTraining
 logger = logging.getLogger(__name__)
 # of a reader's request: what else MONAI Label's tasks understand leads to other files
 INFERENCE = ("device", "result_extension", "result_dtype", "result_compress", "save_label", "label_tag", "client_id")
+DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]+)?")
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 
 
@@ -99,10 +102,13 @@ class CommitteeApp(MONAILabelApp):
         chosen = {key: request[key] for key in INFERENCE if request.get(key) is not None}
         if chosen.get("result_extension", EXTENSIONS[0]) not in EXTENSIONS:
             raise HTTPException(400, f"result_extension must be one of {', '.join(EXTENSIONS)}.")
+        chosen["device"] = name_to_device(chosen.get("device", ""))
+        if not DEVICE.fullmatch(str(chosen["device"])):
+            raise HTTPException(400, f"There is no device {str(chosen['device'])[:50]!r}.")
         tag = plain_tag(chosen.get("label_tag", DefaultLabelTag.ORIGINAL))
         upload = request.get("upload")
         image = upload or store.get_image_uri(str(request.get("image", "")))
-        with self.one_at_a_time:
+        with self.one_at_a_time, plain_errors():
             file, result = task({**chosen, "model": model, "image": image, "description": task.description})
         label = file
         if chosen.get("save_label") and not upload:
