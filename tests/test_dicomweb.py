@@ -11,10 +11,11 @@ import pydicom
 import pytest
 import requests
 from conftest import CT_EXAMPLE
-from viewer_stack import MODEL, Stack, on_grid_of, viewer_stack, why_not
+from viewer_stack import Stack, on_grid_of, viewer_stack, why_not
 
 from cyclic_committee.scripts.prediction import predict_command
 from cyclic_committee.scripts.predictor import Predictor
+from cyclic_committee.scripts.work_folder import MODEL
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 PATIENTS = pytest.mark.parametrize("patient", ["upwards", "downwards", "oblique", "real_ct"])

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import yaml
-from conftest import BUNDLE, CT_EXAMPLE, SCHEDULE, TINY
+from conftest import CT_EXAMPLE
 from dicom_studies import write_series
-from orthanc import Archive, child, free_port, missing_parts, orthanc, wait_until_ready
+from label_servers import label_server, train_bundle, why_no_server
+from orthanc import Archive, missing_parts, orthanc
 
-from cyclic_committee.scripts.bundle_run import run_bundle
-from cyclic_committee.scripts.fold_bundle import copy_template, write_fold
 from cyclic_committee.scripts.phantom import make_phantom
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
-
-MODEL = "cyclic_committee"
-STARTER = Path(__file__).with_name("start_label_server.py")
 
 
 @dataclass(frozen=True)
@@ -38,29 +28,9 @@ class Stack:
     series: dict[str, list[Path]]  # patient -> the DICOM files
 
 
-def label_python() -> str | None:
-    """Return the Python that has MONAI Label, if one has."""
-    return os.environ.get("LABEL_PYTHON") or (sys.executable if find_spec("monailabel") else None)
-
-
 def why_not() -> str | None:
     """Return why nothing of this can run here, if it can't."""
-    if label_python() is None:
-        return "MONAI Label isn't installed: pip install '.[label]', or LABEL_PYTHON=the Python that has it"
-    return missing_parts()
-
-
-def train_bundle(folder: Path) -> Path:
-    """Train a small copy of the bundle on phantoms, for seconds."""
-    phantoms, bundle = folder / "phantoms", folder / "app" / "model" / MODEL
-    write_phantoms(phantoms, cases=5, seed=7)
-    copy_template(BUNDLE, bundle)
-    values = {**TINY, **SCHEDULE, "max_epochs": 4, "iterations": 60, "learning_rate": 0.005, "track": False}
-    del values["momentum"], values["device"]
-    adam = {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()", "lr": "@learning_rate"}
-    write_fold(bundle, yaml.safe_dump({**values, "optimizer": adam}))
-    run_bundle(bundle, "training", ["train.yaml"], dataset_dir=phantoms, output_dir=folder / "output")
-    return bundle
+    return why_no_server() or missing_parts()
 
 
 def turned(image: nib.Nifti1Image, axes: str, *, degrees: float = 0) -> nib.Nifti1Image:
@@ -87,30 +57,6 @@ def images_of_patients(folder: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def label_server(studies: str, bundle: Path, folder: Path) -> Iterator[str]:
-    """Run MONAI Label's server on an archive, with the app that a bundle's copy lies in."""
-    python, port, log = label_python(), free_port(), folder / "label_server.log"
-    assert python is not None
-    app = bundle.parents[1]
-    stock = Path(python).parents[1] / "monailabel" / "sample-apps" / "monaibundle"
-    shutil.copy(stock / "main.py", app)
-    (app / "bin").mkdir(exist_ok=True)
-    (app / "bin" / "itkimage2segimage").touch(mode=0o755)  # else MONAI Label downloads it
-    command = [python, str(STARTER), "start_server", "--app", str(app), "--studies", studies]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn_app", "start_label_server:app"]
-    for key, value in {"models": MODEL, "zoo_source": "none", "sam2": "false"}.items():
-        command += ["--conf", key, value]
-    settings = {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(STARTER.parent),
-        "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "cache"),
-    }
-    with child(command, log, cwd=folder, env={**os.environ, **settings}) as process:
-        wait_until_ready(f"http://127.0.0.1:{port}/info/", process, log)
-        yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
 def viewer_stack(folder: Path) -> Iterator[Stack]:
     """Run all of it, with the same phantom as several patients."""
     bundle, images = train_bundle(folder), images_of_patients(folder)
@@ -123,7 +69,7 @@ def viewer_stack(folder: Path) -> Iterator[Stack]:
             series[patient] = write_series(folder / patient, voxels, image.affine, patient_id=patient, **signed)
             archive.store(series[patient])
         with label_server(archive.url, bundle, folder) as server:
-            yield Stack(archive, server, bundle, images, series)
+            yield Stack(archive, server.url, bundle, images, series)
 
 
 def on_grid_of(labels: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], grid: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import fire
 from .data_commands import check, phantom, prepare
 from .errors import find_bad_input
 from .inference_commands import evaluate, export, predict
+from .label_server import label_server
 from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters, release, report
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "cross-validate": cross_validate,
     "audit": audit,
     "report": report,
+    "label-server": label_server,
 }
 
 

@@ -1,0 +1,1 @@
+"""The committee's application for MONAI Label; `scripts/label_server.py` starts it."""
