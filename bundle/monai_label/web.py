@@ -79,7 +79,8 @@ def labelled(instance: Any, request: dict[str, Any], output: str) -> Response:
     if not isinstance(answer, Response):
         answer = JSONResponse(answer)
     answer.background = tasks
-    return answer
+    found: Response = answer
+    return found
 
 
 async def start(request: Request) -> Response:

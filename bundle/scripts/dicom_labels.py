@@ -56,7 +56,7 @@ def read_segmentation(path: Path, series: DicomSeries, labels: Mapping[str, str]
     table = np.zeros(max(ids) + 1, np.uint8)
     for number, label in ids.items():
         table[number] = label
-    return table[planes.transpose(2, 1, 0)]
+    return np.asarray(table[planes.transpose(2, 1, 0)])
 
 
 def label_of(segment: Any, labels: Mapping[str, str]) -> int | None:

@@ -78,8 +78,10 @@ def decode_jpeg(slice_: Any) -> np.ndarray:
     By libjpeg-turbo: pydicom's own ways to them are GDCM and a package under the GPL.
     """
     frame = next(encaps.generate_frames(slice_.PixelData, number_of_frames=1))
-    stored = imagecodecs.jpeg8_decode(frame)
+    stored: np.ndarray = imagecodecs.jpeg8_decode(frame)
     if not slice_.PixelRepresentation:
         return stored
     unused = 16 - slice_.BitsStored
-    return (stored.astype(np.uint16) << unused).view(np.int16) >> unused  # carry the sign over the unused bits
+    return np.right_shift(
+        (stored.astype(np.uint16) << unused).view(np.int16), unused
+    )  # carry the sign over the unused bits

@@ -130,4 +130,4 @@ def even_step(slices: Sequence[Slice], normal: np.ndarray) -> np.ndarray:
             f"{slices[int(sideways_mm.argmax())][0]}: lies {sideways_mm.max():.4g} mm sideways of the line that the "
             "other slices make. Resample the series to a straight grid."
         )
-    return step
+    return np.asarray(step)

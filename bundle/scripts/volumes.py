@@ -49,7 +49,7 @@ def open_volume(path: str | Path, *, may_have_channels: bool = False) -> Spatial
     if not path.is_file():
         raise BadInput(f"{path}: no such file. Check the path.")
     try:
-        volume: Any = nib.load(path)
+        volume: SpatialImage = nib.load(path)  # type: ignore[assignment]
     except Exception as error:  # nibabel raises many kinds of errors on damaged files
         raise BadInput(f"{path}: not a readable NIfTI file ({error}). Replace it or take it out.") from error
     dimensions = (3, 4) if may_have_channels else (3,)
@@ -256,7 +256,7 @@ class LoadVolumed(LoadImaged):
         for other in opened[1:]:
             require_same_grid(opened[0], other)
         try:
-            loaded = super().__call__(data, reader)
+            loaded: dict[Hashable, Any] = super().__call__(data, reader)
         except Exception as error:
             if find_bad_input(error) is not None:
                 raise
