@@ -81,7 +81,5 @@ def decode_jpeg(slice_: Any) -> np.ndarray:
     stored: np.ndarray = imagecodecs.jpeg8_decode(frame)
     if not slice_.PixelRepresentation:
         return stored
-    unused = 16 - slice_.BitsStored
-    return np.right_shift(
-        (stored.astype(np.uint16) << unused).view(np.int16), unused
-    )  # carry the sign over the unused bits
+    unused = 16 - slice_.BitsStored  # bits, to which the sign is carried over
+    return np.asarray((stored.astype(np.uint16) << unused).view(np.int16) >> unused)
