@@ -101,16 +101,16 @@ def test_a_segmentation_by_the_predict_command_is_found_beside_its_series(
     ],
 )
 def test_nothing_but_dicomweb_is_handed_on_to_the_viewer(stack: Stack, path: str) -> None:
-    assert requests.get(f"{stack.server}/proxy/dicom/{path}", timeout=20).status_code == 404
+    assert requests.get(f"{stack.server}/proxy/dicom/{path}", timeout=120).status_code == 404
 
 
 def test_only_studies_can_be_posted_to(stack: Stack) -> None:
     for path in ("qido/series", "wado/studies/1.2/series/3.4", "wado/..%2f..%2ftools%2fshutdown"):
-        assert requests.post(f"{stack.server}/proxy/dicom/{path}", timeout=20).status_code == 404
+        assert requests.post(f"{stack.server}/proxy/dicom/{path}", timeout=120).status_code == 404
 
 
 def test_the_viewer_is_told_of_the_patients_that_it_asks_for(stack: Stack) -> None:
-    answer = requests.get(f"{stack.server}/proxy/dicom/qido/studies", params={"00100020": "oblique"}, timeout=20)
+    answer = requests.get(f"{stack.server}/proxy/dicom/qido/studies", params={"00100020": "oblique"}, timeout=120)
     answer.raise_for_status()
     [study] = [pydicom.Dataset.from_json(one) for one in answer.json()]
     assert study.PatientID == "oblique"
@@ -211,7 +211,7 @@ def test_only_series_of_the_archive_are_reached(stack: Stack, method: str, path:
 
 def test_nothing_is_added_beside_the_archive(stack: Stack) -> None:
     for path in ("/datastore/image?image=1.2.3", "/datastore/?image=../x"):
-        answer = requests.put(f"{stack.server}{path}", files={"file": ("x.nii.gz", b"x")}, timeout=20)
+        answer = requests.put(f"{stack.server}{path}", files={"file": ("x.nii.gz", b"x")}, timeout=120)
         assert answer.status_code == 400
 
 
