@@ -19,7 +19,7 @@ import pydicom
 import requests
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")  # where Debian's package puts it
-TIMEOUT_S = 60
+TIMEOUT_S = 300  # on a busy machine
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def test_other_strategies_are_there(client: Client, running: Running, strategy: 
 def test_a_saved_label_comes_back(running: Running, client: Client) -> None:
     name = min(running.references)
     client("save_label", name, str(running.references[name]), "checked", {})
-    answer = requests.get(f"{running.server.url}/datastore/label", params={"label": name, "tag": "checked"}, timeout=20)
+    answer = requests.get(f"{running.server.url}/datastore/label", params={"label": name, "tag": "checked"}, timeout=120)
     assert answer.content == running.references[name].read_bytes()
 
 
@@ -191,7 +191,7 @@ def test_two_hundred_requests_eight_at_a_time_are_answered_and_not_mixed_up(
         nib.save(small, tmp_path / f"small_{number}.nii.gz")
         with (tmp_path / f"small_{number}.nii.gz").open("rb") as opened:
             requests.put(
-                f"{running.server.url}/datastore/image", files={"file": (f"small_{number}.nii.gz", opened)}, timeout=20
+                f"{running.server.url}/datastore/image", files={"file": (f"small_{number}.nii.gz", opened)}, timeout=120
             ).raise_for_status()
         wanted[f"small_{number}"] = predictor.predict(tmp_path / f"small_{number}.nii.gz")[0].numpy()
     folders = [tmp_path / str(number) for number in range(200)]
@@ -255,11 +255,11 @@ def test_no_tag_leads_out_of_the_labels(running: Running, tag: str) -> None:
             f"{running.server.url}/datastore/label",
             params={"image": name, "tag": tag},
             files={"label": ("x.nii.gz", SECRET)},
-            timeout=20,
+            timeout=120,
         )
         assert 400 <= answer.status_code < 500, answer.text
     query = {"label": name, "tag": tag}
-    answer = requests.get(f"{running.server.url}/datastore/label", params=query, timeout=20)
+    answer = requests.get(f"{running.server.url}/datastore/label", params=query, timeout=120)
     assert 400 <= answer.status_code < 500, answer.text
     saving = running.server.infer(name, save_label=True, label_tag=tag or "/")
     assert 400 <= saving.status_code < 500, saving.text
@@ -281,7 +281,7 @@ def test_parameters_cannot_name_another_file(running: Running, process_state: No
 def test_only_nifti_files_can_be_sent(running: Running, file: str) -> None:
     name = min(running.references)
     for path, field in (("image?image=new", "file"), (f"label?image={name}&tag=new", "label")):
-        answer = requests.put(f"{running.server.url}/datastore/{path}", files={field: (file, b"x")}, timeout=20)
+        answer = requests.put(f"{running.server.url}/datastore/{path}", files={field: (file, b"x")}, timeout=120)
         assert answer.status_code == 400, answer.text
 
 
@@ -321,29 +321,29 @@ def test_only_nifti_files_can_be_sent(running: Running, file: str) -> None:
 def test_what_is_not_there_or_closed_is_answered_with_404(running: Running, method: str, path: str) -> None:
     path = path.format(name=min(running.references))
     files = {"params": (None, "{}")} if method == "POST" and path.startswith("/infer/") else None
-    answer = requests.request(method, running.server.url + path, files=files, timeout=20)
+    answer = requests.request(method, running.server.url + path, files=files, timeout=120)
     assert answer.status_code == 404, answer.text
 
 
 def test_a_label_for_an_unknown_image_is_answered_with_404(running: Running) -> None:
     query = {"image": "nothing", "tag": "final"}
     files = {"label": ("x.nii.gz", b"x")}
-    answer = requests.put(f"{running.server.url}/datastore/label", params=query, files=files, timeout=20)
+    answer = requests.put(f"{running.server.url}/datastore/label", params=query, files=files, timeout=120)
     assert answer.status_code == 404
 
 
 def test_nonsense_is_answered_with_400(running: Running) -> None:
     for path in (f"/train/{MODEL}", "/train/", f"/scoring/{'disagreement'}"):
-        assert requests.post(running.server.url + path, data=b"[1, 2", timeout=20).status_code == 400
-    answer = requests.post(f"{running.server.url}/infer/{MODEL}", files={"params": (None, "{}")}, timeout=20)
+        assert requests.post(running.server.url + path, data=b"[1, 2", timeout=120).status_code == 400
+    answer = requests.post(f"{running.server.url}/infer/{MODEL}", files={"params": (None, "{}")}, timeout=120)
     assert answer.status_code == 400
-    broken = requests.post(f"{running.server.url}/infer/{MODEL}", files={"file": ("x.nii.gz", b"no image")}, timeout=20)
+    broken = requests.post(f"{running.server.url}/infer/{MODEL}", files={"file": ("x.nii.gz", b"no image")}, timeout=120)
     assert broken.status_code == 400
     assert running.server.infer(min(running.references), device="nonsense").status_code < 500
 
 
 def test_other_sites_pages_may_not_read_answers(running: Running) -> None:
-    answer = requests.get(f"{running.server.url}/info/", headers={"Origin": "https://elsewhere.example"}, timeout=20)
+    answer = requests.get(f"{running.server.url}/info/", headers={"Origin": "https://elsewhere.example"}, timeout=120)
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
@@ -363,7 +363,7 @@ def test_the_server_goes_on_with_the_weights_that_it_trained(running: Running, t
     shutil.copytree(running.server.work, tmp_path / "work")
     served = digest(tmp_path / "work" / "model" / MODEL / "models" / "model.pt")
     with label_server(running.studies, running.bundle, tmp_path) as again:
-        said = requests.get(f"{again.url}/model/{MODEL}", timeout=20)
+        said = requests.get(f"{again.url}/model/{MODEL}", timeout=120)
         assert hashlib.sha256(said.content).hexdigest() == served
-        rounds = requests.get(f"{again.url}/info/", timeout=20).json()["train_stats"][MODEL]
+        rounds = requests.get(f"{again.url}/info/", timeout=120).json()["train_stats"][MODEL]
     assert len(rounds) == 3

@@ -30,7 +30,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_is_the_bundle_as_a_package(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert f"cyclic_committee-{__version__}.dist-info/METADATA" in names
-    for path in [*CONFIGS.rglob("*.*"), *(BUNDLE / "scripts").glob("*.*"), BUNDLE / "LICENSE"]:
+    modules = [*(BUNDLE / "scripts").glob("*.*"), *(BUNDLE / "monai_label").rglob("*.py")]
+    for path in [*CONFIGS.rglob("*.*"), *modules, BUNDLE / "LICENSE"]:
         assert f"cyclic_committee/{path.relative_to(BUNDLE)}" in names
     top_level = {name.split("/")[0] for name in names}
     assert top_level == {"cyclic_committee", f"cyclic_committee-{__version__}.dist-info"}  # no package called scripts

@@ -13,7 +13,6 @@ from urllib.parse import quote
 import highdicom
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 from conftest import LABELS
 from documented_nginx import READER, WHY_NOT, documented_nginx
@@ -23,7 +22,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.ui import WebDriverWait
-from viewer_stack import Stack, on_grid_of, viewer_stack, why_not
+from viewer_stack import Stack, in_order, on_grid_of, viewer_stack, why_not
 
 from cyclic_committee.scripts.prediction import predict_command
 from cyclic_committee.scripts.predictor import Predictor
@@ -242,13 +241,6 @@ def test_a_correction_is_stored_as_it_is_seen_with_names_and_codes(stack: Stack,
     )
     ids = np.array([0, *(IDS[segment.SegmentLabel.lower()] for segment in segments)])
     assert np.array_equal(ids[read].transpose(2, 1, 0), corrected.labels)
-
-
-def in_order(files: list[Path], affine: np.ndarray) -> list[Any]:
-    """Return a series' slices as they lie along the third axis of a grid, whose affine leads to RAS mm."""
-    normal = affine[:3, 2] * [-1, -1, 1]
-    slices = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
-    return sorted(slices, key=lambda one: float(np.dot(normal, np.asarray(one.ImagePositionPatient, float))))
 
 
 @PATIENTS

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 from conftest import CT_EXAMPLE
 from dicom_studies import write_series
 from label_servers import label_server, train_bundle, why_no_server
@@ -80,3 +82,10 @@ def on_grid_of(labels: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], g
     nearest = np.rint(places).astype(int)
     assert np.abs(places - nearest).max() < 0.01
     return labels[tuple(np.moveaxis(nearest, -1, 0))]
+
+
+def in_order(files: list[Path], affine: np.ndarray) -> list[Any]:
+    """Return a series' slices as they lie along the third axis of a grid, whose affine leads to RAS mm."""
+    normal = affine[:3, 2] * [-1, -1, 1]
+    slices = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    return sorted(slices, key=lambda one: float(np.dot(normal, np.asarray(one.ImagePositionPatient, float))))

@@ -22,10 +22,7 @@ from .predictor import Predictor
 from .unfinished import remove_unfinished, unfinished_path
 
 MODEL = "cyclic_committee"
-MAIN = '''"""MONAI Label looks here for its application."""
-
-from cyclic_committee.monai_label.app import CommitteeApp  # noqa: F401
-'''
+MAIN = "# MONAI Label looks here for its application.\nfrom cyclic_committee.monai_label.app import CommitteeApp\n"
 
 
 def served_bundle(work: Path) -> Path:
