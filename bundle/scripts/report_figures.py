@@ -127,6 +127,7 @@ def curves(run: Run) -> list[Drawing]:
             name = re.sub(r"members (\d) (\d)", r"\1 and \2", key[len(prefix) :].replace("_", " "))
             colour = INK if name == "mean" else SERIES[number % len(SERIES)]
             lines = {fold: line_of(history, key, scale) for fold, history in run.histories.items()}
+            longest = max(len(line[0]) for line in lines.values())
             for fold, line in lines.items():
                 gid = f"line-{number}-{fold}"
                 axes.plot(*line, color=colour, linewidth=0.8, alpha=0.45, gid=gid)
@@ -137,7 +138,7 @@ def curves(run: Run) -> list[Drawing]:
                 linewidth=2.0 * (len(keys) - number) if prefix == "kept/" else 2.0,
                 label=name,
                 marker="o",
-                markersize=3 if max(len(line[0]) for line in lines.values()) <= 25 else 0,
+                markersize=3 if longest == 1 or (longest <= 25 and prefix != "kept/") else 0,
             )
         if prefix in ("kept/", "agreement/"):
             axes.set_ylim(0, 103)
