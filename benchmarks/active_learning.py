@@ -1,6 +1,6 @@
 """Does labelling first the cases on which the committee disagrees save labels?
 
-    python benchmarks/active_learning.py [--seeds 3] [--first_seed 0] [--rounds 4] [--ask 2] [--picture FILE]
+    python benchmarks/active_learning.py [--seeds 3] [--first_seed 10] [--rounds 4] [--ask 2] [--picture FILE]
 
 For each seed a pool of phantoms is made, of which a share (`rare`) comes from a second scanner, with other numbers for
 the same tissue and more noise; nobody says which. Four labelled ones of the first scanner are what the training begins
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import sys
@@ -30,7 +31,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cyclic_committee.scripts.location import bundle_root, find_config
 from cyclic_committee.scripts.metrics import dice
@@ -116,10 +116,47 @@ def draw(labels: Sequence[int], scores: NDArray[np.float64], path: Path) -> None
     FigureCanvasAgg(figure).print_png(path)
 
 
+def ask_in_rounds(
+    folder: Path, *, seed: int, rounds: int, ask: int, pool: int, rare: float, configs: Sequence[str]
+) -> NDArray[np.float64]:
+    """Return, `(3, ways, rounds + 1)`: DSC of all unseen scans, of the second scanner's, labelled ones of it."""
+    scans = make_scans(folder / "pool", cases=pool, rare=rare, seed=seed)
+    unseen = make_scans(folder / "unseen", cases=UNSEEN, rare=0.5 if rare else 0, seed=1000 + seed)
+    first = train(folder, scans[:FIRST], seed=seed, configs=configs)  # both ways begin with it
+    labelled = dict.fromkeys(WAYS, scans[:FIRST])
+    rng = np.random.default_rng(seed)
+    found = np.zeros((3, len(WAYS), rounds + 1))
+    for round_, (number, way) in itertools.product(range(rounds + 1), enumerate(WAYS)):
+        predictor = train(folder, labelled[way], seed=seed, configs=configs) if round_ else first
+        scores = [mean_dsc(predictor, scan) for scan in unseen]
+        rarest = [score for score, scan in zip(scores, unseen, strict=True) if scan.rare] or scores
+        found[:, number, round_] = fmean(scores), fmean(rarest), sum(scan.rare for scan in labelled[way])
+        said = ", ".join(f"{value:.3f}" for value in found[:, number, round_])
+        print(f"seed {seed}, {way}, {len(labelled[way])} labels: {said}", file=sys.stderr, flush=True)
+        if round_ < rounds:
+            left = [scan for scan in scans if scan not in labelled[way]]
+            labelled[way] = labelled[way] + asked_for(predictor, left, way=way, ask=ask, rng=rng)
+    return found
+
+
+def report(labels: Sequence[int], found: NDArray[np.float64]) -> None:
+    """Print the means over the seeds, and each seed's labels for a goal; found: `(seeds, 3, ways, rounds)`."""
+    print(f"| labels | {' | '.join(f'{way}: DSC, % (second scanner), of it labelled' for way in WAYS)} |")
+    for round_, number in enumerate(labels):
+        means = found[..., round_].mean(axis=0)  # (3, ways)
+        cells = [f"{100 * of_all:.1f} ({100 * of_second:.1f}), {of_it:.1f}" for of_all, of_second, of_it in means.T]
+        print(f"| {number} | {' | '.join(cells)} |")
+    for place, of_seed in enumerate(found[:, 0]):  # (ways, rounds)
+        goal = of_seed[WAYS.index("random"), -1]
+        needed = [next((n for n, dsc in zip(labels, of_way, strict=True) if dsc >= goal), None) for of_way in of_seed]
+        words = ", ".join(f"{way} {n or f'more than {labels[-1]}'}" for way, n in zip(WAYS, needed, strict=True))
+        print(f"seed number {place}: labels for a DSC of {100 * goal:.1f} %: {words}")
+
+
 def main(
     *,
     seeds: int = 3,
-    first_seed: int = 0,
+    first_seed: int = 10,
     rounds: int = 4,
     ask: int = 2,
     pool: int = 36,
@@ -130,47 +167,15 @@ def main(
     sys.path.insert(1, bundle_root())
     configs = [str(find_config(config).resolve())] if config else []
     logging.getLogger("monai").setLevel(logging.ERROR)  # it warns of configurations from several folders
-    found = np.zeros((2, len(WAYS), seeds, rounds + 1))  # all unseen scans, and those of the second scanner
-    second = np.zeros((len(WAYS), seeds, rounds + 1))  # labelled scans of the second scanner
-    labels = [FIRST + ask * round_ for round_ in range(rounds + 1)]
-    bar = tqdm(total=seeds * len(WAYS) * (rounds + 1), desc="rounds", disable=None)
-    for place, seed in enumerate(range(first_seed, first_seed + seeds)):
+    settings = {"rounds": rounds, "ask": ask, "pool": pool, "rare": rare, "configs": configs}
+    found = []
+    for seed in range(first_seed, first_seed + seeds):
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            scans = make_scans(folder / "pool", cases=pool, rare=rare, seed=seed)
-            unseen = make_scans(folder / "unseen", cases=UNSEEN, rare=0.5 if rare else 0, seed=1000 + seed)
-            first = train(folder, scans[:FIRST], seed=seed, configs=configs)  # both ways begin with it
-            for number, way in enumerate(WAYS):
-                rng = np.random.default_rng(seed)
-                labelled = scans[:FIRST]
-                for round_ in range(rounds + 1):
-                    predictor = train(folder, labelled, seed=seed, configs=configs) if round_ else first
-                    scores = [mean_dsc(predictor, scan) for scan in unseen]
-                    rarest = [score for score, scan in zip(scores, unseen, strict=True) if scan.rare]
-                    found[:, number, place, round_] = fmean(scores), fmean(rarest or scores)
-                    second[number, place, round_] = sum(scan.rare for scan in labelled)
-                    said = f"seed {seed}, {way}, {len(labelled)} labels: DSC {100 * fmean(scores):.1f} %"
-                    tqdm.write(said, file=sys.stderr)
-                    left = [scan for scan in scans if scan not in labelled]
-                    if round_ < rounds:
-                        labelled = labelled + asked_for(predictor, left, way=way, ask=ask, rng=rng)
-                    bar.update()
-    print(f"| labels | {' | '.join(f'{way}: DSC, % (second scanner), of it labelled' for way in WAYS)} |")
-    for round_, number_ in enumerate(labels):
-        cells = [
-            f"{100 * found[0, w, :, round_].mean():.1f} ({100 * found[1, w, :, round_].mean():.1f}), "
-            f"{second[w, :, round_].mean():.1f}"
-            for w in range(len(WAYS))
-        ]
-        print(f"| {number_} | {' | '.join(cells)} |")
-    for seed in range(seeds):
-        goal = found[0, WAYS.index("random"), seed, -1]
-        needed = [labels[int(np.argmax(of_way[seed] >= goal))] if (of_way[seed] >= goal).any() else None
-                  for of_way in found[0]]  # fmt: skip
-        words = ", ".join(f"{way} {n or f'more than {labels[-1]}'}" for way, n in zip(WAYS, needed, strict=True))
-        print(f"seed {seed}: labels for a DSC of {100 * goal:.1f} %: {words}")
+            found.append(ask_in_rounds(Path(name), seed=seed, **settings))
+    labels = [FIRST + ask * round_ for round_ in range(rounds + 1)]
+    report(labels, np.stack(found))
     if picture:
-        draw(labels, found[0], Path(picture))
+        draw(labels, np.stack([of_seed[0] for of_seed in found], axis=1), Path(picture))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,13 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     MPEG2MPML,
+    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGExtended12Bit,
+    JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
@@ -86,6 +90,7 @@ def test_voxels_and_places_are_those_of_the_scan(tmp_path: Path, voxels: np.ndar
     ("syntax", "needs"),
     [
         (ImplicitVRLittleEndian, "pydicom"),
+        (DeflatedExplicitVRLittleEndian, "pydicom"),
         (RLELossless, "pydicom"),
         (JPEGLSLossless, "jpeg_ls"),
         (JPEG2000Lossless, "openjpeg"),
@@ -120,6 +125,35 @@ def test_lossless_jpeg_is_decompressed(tmp_path: Path, voxels: np.ndarray, tags:
         assert writer.Write()
         assert dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID == JPEGLosslessSV1
     assert_same_volume(read_one(tmp_path), voxels, AXIAL)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "encoder", "how", "tolerance_hu"),
+    [
+        (JPEGLossless, "jpeg8", {"bitspersample": 16, "lossless": True}, 0),
+        (JPEGExtended12Bit, "jpeg8", {"bitspersample": 12, "level": 95}, 12),
+        (HTJ2KLossless, "htj2k", {}, 0),
+    ],
+    ids=["lossless jpeg", "12-bit lossy jpeg", "htj2k"],
+)
+def test_what_others_compressed_is_decompressed(
+    tmp_path: Path, syntax: str, encoder: str, how: dict[str, Any], tolerance_hu: int
+) -> None:
+    """What pydicom doesn't encode; smooth voxels, as a lossy format wants them."""
+    encode = getattr(pytest.importorskip("imagecodecs"), f"{encoder}_encode")
+    voxels = np.add.outer(np.arange(36)[:, None] * 9 + np.arange(33) * 20, np.arange(7) * 100) - 1024
+    for path in write_series(tmp_path, voxels, AXIAL, BitsStored=12, HighBit=11):
+        slice_ = dcmread(path)
+        slice_.PixelData = encapsulate([encode(slice_.pixel_array, **how)])
+        slice_["PixelData"].VR = "OB"
+        slice_.file_meta.TransferSyntaxUID = syntax
+        slice_.save_as(path)
+    series = read_one(tmp_path)
+    read, made = (
+        nib.as_closest_canonical(nib.Nifti1Image(one.astype(np.int16), affine)).get_fdata()
+        for one, affine in ((series.voxels(), series.affine), (voxels, AXIAL))
+    )
+    assert np.abs(read - made).max() <= tolerance_hu
 
 
 def test_order_and_names_of_files_mean_nothing(tmp_path: Path, voxels: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -13,6 +14,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import yaml
 from conftest import BUNDLE, ROOT
@@ -34,6 +37,7 @@ FEW = {
     "inference.py": "--slices 1 --rounds 1 --config tiny.yaml",
     "evaluation.py": "--rounds 1",
     "preprocessing.py": "--slices 3 --rounds 1",
+    "active_learning.py": "--seeds 1 --rounds 1 --pool 8 --config tiny.yaml",
     "label_audit.py": "--cases 5 --seeds 1 --config tiny.yaml",
     "auto3dseg.py": "--cases 4 --unseen 1 --config tiny.yaml",
     "lost_processes.py": "--kills 1 --epochs 4",
@@ -69,11 +73,23 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
     write_phantoms(folder / "DATASET", cases=5, seed=9)
     shutil.copytree(folder / "DATASET" / "TrainingImg", folder / "IMAGES")
+    write_scans(folder / "SCANS", image=min((folder / "IMAGES").iterdir()))
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY_DEMO))
     (folder / "CT").mkdir()
     for kind, source in (("image", "TrainingImg"), ("label", "TrainingMask")):
         shutil.copy(min((folder / "DATASET" / source).iterdir()), folder / "CT" / f"{kind}.nii.gz")
     return folder
+
+
+def write_scans(folder: Path, *, image: Path) -> None:
+    """A scan as a NIfTI file and, if there is what reads it, as a DICOM series."""
+    folder.mkdir()
+    shutil.copy(image, folder)
+    if importlib.util.find_spec("highdicom"):
+        from dicom_studies import write_series
+
+        scan = nib.load(image)
+        write_series(folder / "series", np.asanyarray(scan.dataobj), scan.affine)
 
 
 def adapted(command: str) -> str | None:
@@ -100,7 +116,7 @@ def adapted(command: str) -> str | None:
         return f"{command} --config tiny.yaml"
     if command.startswith("cyclic-committee cross-validate"):
         return command.replace("PREPARED/plan.yaml", "tiny.yaml --folds 0")
-    if command.startswith("cyclic-committee export"):
+    if command.startswith(("cyclic-committee export", "cyclic-committee predict")):
         return command.replace("variants/small.yaml", "tiny.yaml")
     if command.startswith("cyclic-committee evaluate"):
         return command.replace("REFERENCES", "DATASET/TrainingMask")

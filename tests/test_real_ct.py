@@ -72,7 +72,8 @@ def test_as_a_dicom_series_it_gets_the_workflows_labels_voxel_for_voxel(
     image = nib.load(data / "images" / "ct.nii.gz")
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes))
     turned = image.as_reoriented(turn)
-    write_series(tmp_path / "study" / "series", np.rint(turned.get_fdata()).astype(np.int16), turned.affine)
+    signed = {"PixelRepresentation": 1, "RescaleIntercept": 0}  # it has values below -1024 HU
+    write_series(tmp_path / "study" / "series", np.asanyarray(turned.dataobj), turned.affine, **signed)
     values = {key: value for key, value in TINY.items() if key != "crop_size"}
     predict_command(tmp_path / "study", out=tmp_path / "labels", ckpt_path=model, **values)
     places = {"dataset_dir": str(data / "images"), "ckpt_path": str(model), "output_dir": str(tmp_path / "workflow")}

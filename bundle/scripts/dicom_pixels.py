@@ -61,10 +61,11 @@ def stored_pixels(file: Path, header: Any) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about padding, and the like
+            slice_ = pydicom.dcmread(file)  # pixel_array doesn't inflate a deflated file by itself
             if syntax in JPEG:
-                stored = decode_jpeg(pydicom.dcmread(file))
+                stored = decode_jpeg(slice_)
             else:
-                stored = pixels.pixel_array(file, raw=True, decoding_plugin=PLUGINS.get(syntax, ""))
+                stored = pixels.pixel_array(slice_, raw=True, decoding_plugin=PLUGINS.get(syntax, ""))
         if stored.shape != (header.Rows, header.Columns):
             raise ValueError(f"they have the shape {stored.shape}, not {(header.Rows, header.Columns)}")
     except Exception as error:  # the decoders raise many kinds
