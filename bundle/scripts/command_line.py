@@ -11,6 +11,7 @@ from .data_commands import check, phantom, prepare
 from .errors import find_bad_input
 from .inference_commands import evaluate, export
 from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters, release
+from .workflow import quiet
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main() -> None:
     """Run a command; bad input ends in one line and exit code 1."""
+    quiet()
     try:
         fire.Fire(COMMANDS, name="cyclic-committee")
     except Exception as error:
