@@ -10,7 +10,8 @@ import fire
 from .data_commands import check, phantom, prepare
 from .errors import find_bad_input
 from .inference_commands import evaluate, export
-from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters, release
+from .release import release
+from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters
 from .workflow import quiet
 
 COMMANDS: dict[str, Callable[..., None]] = {
