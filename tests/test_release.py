@@ -21,7 +21,7 @@ from test_model_zoo import large_file_problems
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.fold_bundle import copy_template, write_fold
 from cyclic_committee.scripts.predictor import Predictor
-from cyclic_committee.scripts.release import HEADER, release
+from cyclic_committee.scripts.release import HEADER, enter_weights
 
 URL = "https://example.org/model.pt"
 
@@ -88,14 +88,14 @@ def test_a_later_release_takes_the_place_of_the_first_and_other_files_stay(train
     listed = trained / "large_files.yml"
     other = {"path": "models/atlas.nii.gz", "url": "https://example.org/atlas.nii.gz"}
     listed.write_text(yaml.safe_dump({"large_files": [other]}))
-    release(trained, "https://example.org/first.pt")
-    release(trained, URL)
+    enter_weights(trained, "https://example.org/first.pt")
+    enter_weights(trained, URL)
     assert [entry["url"] for entry in yaml.safe_load(listed.read_text())["large_files"]] == [other["url"], URL]
     assert listed.read_text().startswith(HEADER)
 
 
 def test_a_fold_doesnt_take_its_templates_weights_for_its_own(trained: Path, tmp_path: Path) -> None:
-    release(trained, URL)
+    enter_weights(trained, URL)
     copy_template(trained, tmp_path / "fold")
     assert yaml.safe_load((tmp_path / "fold" / "large_files.yml").read_text()) == {"large_files": []}
     assert (tmp_path / "fold" / "large_files.yml").read_text() == (BUNDLE / "large_files.yml").read_text()
@@ -121,6 +121,6 @@ def test_what_others_couldnt_use_isnt_released(trained: Path, damage: str, url: 
         listed.write_text("large_files: 3\n")
     before = listed.read_text()
     with pytest.raises(BadInput, match=message) as caught:
-        release(trained, url)
+        enter_weights(trained, url)
     assert "\n" not in str(caught.value)
     assert listed.read_text() == before

@@ -11,7 +11,9 @@ from .data_commands import check, phantom, prepare
 from .errors import find_bad_input
 from .inference_commands import evaluate, export, predict
 from .label_server import label_server
-from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters, release, report
+from .release import release
+from .training_commands import audit, bundle, cross_validate, demo, estimate, parameters, report
+from .workflow import quiet
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -34,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main() -> None:
     """Run a command; bad input ends in one line and exit code 1."""
+    quiet()
     try:
         fire.Fire(COMMANDS, name="cyclic-committee")
     except Exception as error:

@@ -19,7 +19,6 @@ from .label_audit import audit as audit_labels
 from .label_audit import format_suspects
 from .location import bundle_root, copy_bundle
 from .model_size import committee_from, size_table
-from .release import release as release_weights
 from .report import write_report
 from .report_audit import audit_folds
 
@@ -42,19 +41,6 @@ def bundle(folder: str) -> None:
     """
     copy_bundle(Path(folder))
     print(f"The bundle is in {folder}.")
-
-
-def release(bundle: str, url: str) -> None:
-    """Enter a bundle's trained weights into its large_files.yml: where they can be fetched, and their SHA-256.
-
-    Nothing is uploaded: do that first, or give the address that the file will have.
-
-    Args:
-        bundle: the folder of a bundle, such as a trained copy or a fold of Auto3DSeg.
-        url: of its models/model.pt.
-    """
-    entry = release_weights(str(bundle), str(url))
-    print(f"{bundle}/large_files.yml: {entry['path']} at {entry['url']}, {entry['hash_type']} {entry['hash_val']}")
 
 
 def parameters(*config: str) -> None:

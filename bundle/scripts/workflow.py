@@ -31,13 +31,18 @@ def begin(*, seed: int | None = None) -> None:
     """
     one_line_errors()
     keep_freed_memory()
-    for module in NOISE:
-        warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
-        logging.getLogger(module).setLevel(logging.CRITICAL)  # errors come as exceptions
+    quiet()
     parser = running_parser()
     if parser is not None:
         require_known_keys(parser.get(), known=bundled_keys())
     set_determinism(seed)
+
+
+def quiet() -> None:
+    """Keep from the terminal what libraries tell programmers."""
+    for module in NOISE:
+        warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+        logging.getLogger(module).setLevel(logging.CRITICAL)  # errors come as exceptions
 
 
 def merged_config() -> dict[str, Any]:
