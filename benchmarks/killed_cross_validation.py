@@ -1,6 +1,7 @@
 """Does a cross-validation that is killed again and again end with the same table?
 
-    python benchmarks/killed_cross_validation.py [--kills 3] [--cases 10] [--epochs 8] [--seed 0] [--config OVERLAY]
+    python benchmarks/killed_cross_validation.py [--kills 3] [--cases 10] [--epochs 8] [--seed 0] [--folds 0]
+        [--config OVERLAY]
 
 A tiny committee (tiny.yaml) is cross-validated on phantoms in five folds by the command line, once undisturbed and once
 while it is killed (SIGKILL) at random moments and started again with the same words. Prints after each kill what was
@@ -30,10 +31,11 @@ COMMAND = "from cyclic_committee.scripts.command_line import main; main()"
 TINY = Path(__file__).with_name("tiny.yaml")
 
 
-def start(out: Path, *, data: Path, epochs: int, configs: list[str]) -> subprocess.Popen[str]:
+def start(out: Path, *, data: Path, epochs: int, folds: str | None, configs: list[str]) -> subprocess.Popen[str]:
     """Start a cross-validation, or go on with it; what it prints is added to a file beside its folder."""
     command = [sys.executable, "-c", COMMAND, "cross-validate", str(data), str(out), str(TINY), *configs]
     command += ["--max_epochs", str(epochs), "--track", "true"]
+    command += [] if folds is None else ["--folds", str(folds)]
     with out.with_suffix(".log").open("a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, text=True)
 
@@ -56,13 +58,21 @@ def tracked(out: Path) -> str:
     return f"{len(parents)} parent run and {len(runs) - len(parents)} child runs in MLflow, {', '.join(states)}"
 
 
-def main(*, kills: int = 3, cases: int = 10, epochs: int = 8, seed: int = 0, config: str | None = None) -> None:
+def main(
+    *,
+    kills: int = 3,
+    cases: int = 10,
+    epochs: int = 8,
+    seed: int = 0,
+    folds: str | None = None,
+    config: str | None = None,
+) -> None:
     dice = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_phantoms(folder / "data", cases=cases)
         configs = [str(find_config(config).resolve())] if config else []
-        begin = partial(start, data=folder / "data", epochs=epochs, configs=configs)
+        begin = partial(start, data=folder / "data", epochs=epochs, folds=folds, configs=configs)
         undisturbed, killed = folder / "undisturbed", folder / "killed"
 
         began_s = time.monotonic()

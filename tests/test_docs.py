@@ -38,6 +38,7 @@ FEW = {
     "evaluation.py": "--rounds 1",
     "preprocessing.py": "--slices 3 --rounds 1",
     "active_learning.py": "--seeds 1 --rounds 1 --pool 8 --config tiny.yaml",
+    "killed_cross_validation.py": "--kills 1 --cases 5 --epochs 1 --folds 0 --config tiny.yaml",
     "label_audit.py": "--cases 5 --seeds 1 --config tiny.yaml",
     "auto3dseg.py": "--cases 4 --unseen 1 --config tiny.yaml",
     "lost_processes.py": "--kills 1 --epochs 4",
