@@ -124,7 +124,7 @@ def ask_in_rounds(
     unseen = make_scans(folder / "unseen", cases=UNSEEN, rare=0.5 if rare else 0, seed=1000 + seed)
     first = train(folder, scans[:FIRST], seed=seed, configs=configs)  # both ways begin with it
     labelled = dict.fromkeys(WAYS, scans[:FIRST])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])  # others than those that chose the second scanner's places
     found = np.zeros((3, len(WAYS), rounds + 1))
     for round_, (number, way) in itertools.product(range(rounds + 1), enumerate(WAYS)):
         predictor = train(folder, labelled[way], seed=seed, configs=configs) if round_ else first
