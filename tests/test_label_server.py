@@ -133,7 +133,9 @@ def test_other_strategies_are_there(client: Client, running: Running, strategy: 
 def test_a_saved_label_comes_back(running: Running, client: Client) -> None:
     name = min(running.references)
     client("save_label", name, str(running.references[name]), "checked", {})
-    answer = requests.get(f"{running.server.url}/datastore/label", params={"label": name, "tag": "checked"}, timeout=120)
+    answer = requests.get(
+        f"{running.server.url}/datastore/label", params={"label": name, "tag": "checked"}, timeout=120
+    )
     assert answer.content == running.references[name].read_bytes()
 
 
@@ -337,7 +339,9 @@ def test_nonsense_is_answered_with_400(running: Running) -> None:
         assert requests.post(running.server.url + path, data=b"[1, 2", timeout=120).status_code == 400
     answer = requests.post(f"{running.server.url}/infer/{MODEL}", files={"params": (None, "{}")}, timeout=120)
     assert answer.status_code == 400
-    broken = requests.post(f"{running.server.url}/infer/{MODEL}", files={"file": ("x.nii.gz", b"no image")}, timeout=120)
+    broken = requests.post(
+        f"{running.server.url}/infer/{MODEL}", files={"file": ("x.nii.gz", b"no image")}, timeout=120
+    )
     assert broken.status_code == 400
     assert running.server.infer(min(running.references), device="nonsense").status_code < 500
 
