@@ -103,3 +103,17 @@ def test_nothing_is_next_when_all_is_labelled() -> None:
 def test_without_monai_label_one_line_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"monailabel isn't installed.*pip install 'cyclic-committee\[label\]'"):
         label_server(str(tmp_path))
+
+
+def test_accounts_that_would_not_be_asked_for_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("cyclic_committee.scripts.label_server.NEEDED", ())
+    monkeypatch.setenv("MONAI_LABEL_AUTH_ENABLE", "true")
+    with pytest.raises(BadInput, match="MONAI_LABEL_AUTH_ENABLE: this application knows no accounts"):
+        label_server(str(tmp_path))
+
+
+@pytest.mark.parametrize("studies", ["nowhere", "ftp://example.org"])
+def test_studies_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, studies: str) -> None:
+    monkeypatch.setattr("cyclic_committee.scripts.label_server.NEEDED", ())
+    with pytest.raises(BadInput, match=f"{studies}: no such folder. Give a folder of NIfTI files, or a DICOMweb url"):
+        label_server(studies)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from auto3dseg_runs import TINY_TRAINING, made_fold, phantom_list
+from conftest import BUNDLE
 from label_servers import Client, LabelServer, label_client, label_python, train_bundle, why_no_server
 from orthanc import child, free_port, wait_until_ready
 
@@ -61,9 +62,8 @@ def client(app: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clie
     command += ["--studies", str(app.parent / "studies"), "--host", "127.0.0.1", "--port", str(port)]
     for key, value in {"models": f"{MODEL},{FOLD}", "zoo_source": "none", "sam2": "false"}.items():
         command += ["--conf", key, value]
-    python_path = os.pathsep.join(
-        str(folder) for folder in (Path(__file__).parents[1] / "bundle" / "monai_label" / "stand_ins").iterdir()
-    )
+    stand_ins = [str(one) for one in (BUNDLE / "monai_label" / "stand_ins").iterdir()]
+    python_path = os.pathsep.join([*stand_ins, os.environ.get("PYTHONPATH", "")])
     settings = {**os.environ, **server_environment(), "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
     with child(command, log, cwd=app.parent, env=settings) as process:
         url = f"http://127.0.0.1:{port}"

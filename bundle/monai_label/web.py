@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from ..scripts.archive_proxy import refuse, serve_archive
 from ..scripts.errors import BadInput
+from ..scripts.label_server import NO_ACCOUNTS
 from ..scripts.viewer_settings import serve_viewer_settings
 from ..scripts.work_folder import served_bundle
 from .app import INFERENCE, labels_of, one_of
@@ -129,7 +130,13 @@ async def bad_input(request: Request, error: Exception) -> Response:
 
 
 def set_up() -> None:
-    """Change MONAI Label's application."""
+    """Change MONAI Label's application.
+
+    Raises:
+        BadInput: MONAI Label is told to ask for accounts, which the routes here don't.
+    """
+    if settings.MONAI_LABEL_AUTH_ENABLE:  # in a file .env, which it reads, too
+        raise BadInput(f"MONAI_LABEL_AUTH_ENABLE: {NO_ACCOUNTS}")
     app.user_middleware.clear()  # CORS for any site's page; the viewer comes from this very server
     routes = app.router.routes
     for path, methods in CLOSED.items():

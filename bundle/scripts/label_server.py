@@ -16,6 +16,7 @@ from .location import bundle_root
 from .work_folder import make_work_folder
 
 NEEDED = ("monailabel", "pydicom", "highdicom")
+NO_ACCOUNTS = "this application knows no accounts. Unset it, and put authentication in front: docs/monai_label.md."
 FRESH_S = 10  # how long what an archive holds is remembered
 
 
@@ -46,6 +47,8 @@ def label_server(
             f"label-server: {', '.join(missing)} isn't installed. In an environment of its own: "
             "pip install 'cyclic-committee[label]'"
         )
+    if os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() in ("1", "true", "yes", "on"):
+        raise BadInput(f"MONAI_LABEL_AUTH_ENABLE: {NO_ACCOUNTS}")
     is_url = str(studies).startswith(("http://", "https://"))
     if not is_url and not Path(studies).is_dir():
         raise BadInput(f"{studies}: no such folder. Give a folder of NIfTI files, or a DICOMweb url.")
