@@ -107,8 +107,8 @@ def score_section(runs: Sequence[Run], figures: Path) -> Section:
     return Section(
         "Scores",
         text=[
-            "DSC: twice what label and reference share, by the sum of both. NSD: the share of both surfaces that lies "
-            "within 1 mm of the other, FLARE21's tolerance, unless the run's configuration has another."
+            "DSC: twice what prediction and reference share, by the sum of both. NSD: the share of both surfaces that "
+            "lies within 1 mm of the other, FLARE21's tolerance, unless the run's configuration has another."
         ],
         tables=[pooled_table(runs), *map(fold_table, runs)],
         graphics=[add_figure(violins(runs, measure), figures) for measure in MEASURES],
