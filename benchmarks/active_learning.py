@@ -1,6 +1,6 @@
 """Does labelling first the cases on which the committee disagrees save labels?
 
-    python benchmarks/active_learning.py [--seeds 3] [--first_seed 10] [--rounds 4] [--ask 2] [--picture FILE]
+    python benchmarks/active_learning.py [--seeds 3] [--first_seed 10] [--rounds 2] [--ask 3] [--picture FILE]
 
 For each seed a pool of phantoms is made, of which a share (`rare`) comes from a second scanner, with other numbers for
 the same tissue and more noise; nobody says which. Four labelled ones of the first scanner are what the training begins
@@ -157,8 +157,8 @@ def main(
     *,
     seeds: int = 3,
     first_seed: int = 10,
-    rounds: int = 4,
-    ask: int = 2,
+    rounds: int = 2,
+    ask: int = 3,
     pool: int = 36,
     rare: float = 1 / 6,
     picture: str | None = None,
