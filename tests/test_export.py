@@ -77,7 +77,8 @@ def load(path: Path, format: str) -> Network:
 
 
 def network_of(model: Path, overlay: Path, **values: Any) -> nn.Module:
-    return Predictor.from_config(overlays=[str(overlay)], ckpt_path=model, device="cpu", **values).network
+    values = {"device": "cpu", "precision": "float32", **values}  # as the file computes
+    return Predictor.from_config(overlays=[str(overlay)], ckpt_path=model, **values).network
 
 
 @pytest.mark.parametrize("member", [None, 1])

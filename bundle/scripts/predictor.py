@@ -31,7 +31,8 @@ class Predictor:
     One volume at a time: a predictor isn't to be called by several threads at once.
 
     Args:
-        network: with its weights, on its device; set to eval mode. `predict_opinions` wants a `Committee`.
+        network: with its weights, on its device; set to eval mode. `predict_opinions` wants a `Committee`. That of
+            inference.yaml keeps its weights narrow, see `precision.narrow_weights`: call it within `autocast` only.
         inferer: see `inferer.SliceInferer`.
         preprocessing: from `{"image": files}` to the image `(channels, x, y, z)`, slices along z.
         postprocessing: brings `pred` back to the grid of the file.
