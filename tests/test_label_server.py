@@ -275,7 +275,7 @@ def test_parameters_cannot_name_another_file(running: Running, process_state: No
     evil = {"image": other, "upload": other, "model": "other", "model_filename": f"../../../{other}", "session": {}}
     wanted = running.predictor.predict(running.studies / f"{name}.nii.gz")[0].numpy()
     assert np.array_equal(voxels_of(running.server.infer(name, **evil), tmp_path), wanted)
-    answer = running.server.infer(name, result_extension="/../../../../tmp/x.nii.gz")
+    answer = running.server.infer(name, result_extension="/../../../../x.nii.gz")
     assert answer.status_code == 400
 
 

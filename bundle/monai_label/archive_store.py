@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,16 @@ class ArchiveStore(DICOMWebDatastore):
         Raises:
             BadInput: nothing is labelled in it; it isn't on the series' grid; a label that the bundle hasn't.
         """
+        segmentation = pydicom.dcmread(BytesIO(self.segmentation(label_file, series)))
+        self._client.store_instances([segmentation])
+        return str(segmentation.SeriesInstanceUID)
+
+    def segmentation(self, label_file: str | Path, series: DicomSeries) -> bytes:
+        """Return a label map as a DICOM segmentation's file, names and codes by the labels' ids.
+
+        Raises:
+            BadInput: see `store`.
+        """
         given: Any = nib.load(label_file)
         label_map = on_grid_of(series, given).astype(np.uint8)
         about = {"algorithm": self.metadata["name"], "version": self.metadata["version"]}
@@ -132,9 +143,7 @@ class ArchiveStore(DICOMWebDatastore):
             path = write_segmentation(label_map, series, self.labels, Path(folder, "label.dcm"), **about)
             if path is None:
                 raise BadInput("Nothing is labelled, and a DICOM segmentation can't be empty. Label an organ.")
-            segmentation = pydicom.dcmread(path)
-            self._client.store_instances([segmentation])
-        return str(segmentation.SeriesInstanceUID)
+            return path.read_bytes()
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """Return a label's file, NIfTI."""

@@ -210,7 +210,8 @@ def as_label_ids(voxels: np.ndarray, labels: Mapping[Any, str], path: str | Path
     """
     known = {0, *label_ids(labels)}
     unknown = []
-    if not (voxels.dtype.kind in "iu" and max(known) < len(known) > voxels.max() and voxels.min() >= 0):  # a quick look
+    all_ids_up_to_last = max(known) < len(known)
+    if not (voxels.dtype.kind in "iu" and all_ids_up_to_last and 0 <= voxels.min() <= voxels.max() < len(known)):
         found = np.unique(voxels.ravel(order="K"))  # as they lie in memory
         unknown = [value for value in found.tolist() if value not in known]
     if unknown:
