@@ -11,9 +11,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..scripts.fold_bundle import write_whole
 from ..scripts.opinions import case_disagreement
 from ..scripts.predictor import Predictor
+from ..scripts.unfinished import write_whole
 
 SERVED_S = 3600  # an image that somebody got less than that ago comes last
 SLICES = 32  # of a volume that are looked at, evenly spread: enough for an order, and a study list is done sooner

@@ -13,8 +13,8 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
-from ..scripts.fold_bundle import write_whole
 from ..scripts.predictor import Predictor
+from ..scripts.unfinished import write_whole
 from ..scripts.volumes import case_name
 from .rounds import Cases, mean_dsc, replace_file, split_cases
 

@@ -21,7 +21,7 @@ from .bundle_run import bundle_command, end_with_parent, quiet_environment
 from .cases import find_cases, require_cases
 from .cross_validation import SETTINGS, overlays_of
 from .errors import BadInput
-from .loss_record import write_whole
+from .unfinished import write_whole
 from .volumes import case_name, first_file
 
 FILE = "case_costs.csv"
@@ -147,4 +147,4 @@ def write_costs(costs: Sequence[CaseCost], path: Path) -> None:
     table.writeheader()
     for cost in costs:
         table.writerow({key: f"{v:.2f}" if isinstance(v, float) else v for key, v in asdict(cost).items()})
-    write_whole(text.getvalue().encode(), path)
+    write_whole(path, text.getvalue())

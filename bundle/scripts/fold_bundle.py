@@ -24,7 +24,7 @@ from .errors import BadInput
 from .fold_metadata import fit_metadata
 from .location import MADE_BY_USE
 from .release import forget_weights
-from .unfinished import unfinished_path
+from .unfinished import write_whole
 from .workflow import require_known_keys
 
 OVERLAY = "overlay.yaml"
@@ -223,10 +223,3 @@ def only(values: Mapping[str, Any], own: set[str], others: set[str], *, for_trai
         if (root in own or root not in others) and (for_training or root not in TRAINING_ONLY):
             chosen[key] = value
     return chosen
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it."""
-    unfinished = unfinished_path(path)
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.rename(path)

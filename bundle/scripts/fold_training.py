@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .fold_bundle import OVERLAY, write_whole
+from .fold_bundle import OVERLAY
 from .history import read_history
+from .unfinished import write_whole
 
 
 def training_command(fold: Path, device_setting: Mapping[str, Any], *, resume: bool) -> list[str]:

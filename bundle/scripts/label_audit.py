@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from .audit_pictures import draw_suspects
 from .errors import BadInput
-from .loss_record import FILE, read_losses, write_whole
+from .loss_record import FILE, read_losses
+from .unfinished import write_whole
 
 SINCE = 0.5  # of the training: before, the committee knows too little
 SUSPECT = 3.0  # typical deviations
@@ -72,7 +73,7 @@ def write_audit(
     write_rows(cases, folder / "cases.csv")
     write_rows(slices, folder / "slices.csv")
     suspects = [f"{row.case}  # {row.distrust:.1f}, {row.label}" for row in cases if row.distrust >= SUSPECT]
-    write_whole("\n".join([HEADER, *suspects, ""]).encode(), folder / "suspects.txt")
+    write_whole(folder / "suspects.txt", "\n".join([HEADER, *suspects, ""]))
     draw_suspects(cases[:top], slices, about=about, folder=folder / "pictures")
 
 
@@ -194,7 +195,7 @@ def write_rows(rows: Sequence[Suspect], path: Path) -> None:
     table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows({name: rounded(value) for name, value in asdict(row).items()} for row in rows)
-    write_whole(text.getvalue().encode(), path)
+    write_whole(path, text.getvalue())
 
 
 def rounded(value: object) -> object:

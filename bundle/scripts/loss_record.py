@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .errors import BadInput
 from .slice_store import case_names
-from .unfinished import unfinished_path
+from .unfinished import write_whole
 
 FILE = "losses.arrow"
 ABOUT = b"cyclic_committee"  # the key of the schema's metadata
@@ -87,7 +87,7 @@ class LossRecord:
         batches = read_batches(self.path) if self.resume else []
         kept = [batch for batch in batches if batch["epoch"][0].as_py() <= engine.state.epoch]
         if kept:
-            write_whole(as_stream(kept, kept[0].schema), self.path)
+            write_whole(self.path, as_stream(kept, kept[0].schema))
         else:
             self.path.unlink()
 
@@ -170,7 +170,7 @@ def append(batch: pa.RecordBatch, path: Path, *, about: Mapping[str, Any]) -> No
     """
     if not path.is_file():
         schema = batch.schema.with_metadata({ABOUT: json.dumps(about).encode()})
-        write_whole(as_stream([batch.replace_schema_metadata(schema.metadata)], schema), path)
+        write_whole(path, as_stream([batch.replace_schema_metadata(schema.metadata)], schema))
         return
     with path.open("rb") as file:
         schema = pa.ipc.open_stream(file).schema
@@ -179,14 +179,6 @@ def append(batch: pa.RecordBatch, path: Path, *, about: Mapping[str, Any]) -> No
     head = len(as_stream([], batch.schema))
     with path.open("ab") as file:
         file.write(as_stream([batch], batch.schema)[head:])
-
-
-def write_whole(content: bytes, path: Path) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = unfinished_path(path)
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
 
 
 def read_batches(path: Path) -> list[pa.RecordBatch]:

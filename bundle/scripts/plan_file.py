@@ -9,7 +9,7 @@ from typing import Any
 
 from .fingerprint import ForegroundIntensities
 from .plan import FIRST_FEATURES, MOST_FEATURES, PAPER_BATCH, SMALLEST_MAP, Plan
-from .unfinished import unfinished_path
+from .unfinished import write_whole
 
 CT = "ct"  # what nnU-Net calls it; every other name is normalised image by image
 HEADER = """\
@@ -29,9 +29,7 @@ def write_plan(plan: Plan, path: Path, *, labels: Mapping[int, str], places: Map
         labels: label id -> name.
         places: further keys, such as dataset_dir.
     """
-    unfinished = unfinished_path(path)
-    unfinished.write_text(plan_text(plan, labels=labels, places=places))
-    unfinished.rename(path)
+    write_whole(path, plan_text(plan, labels=labels, places=places))
 
 
 def plan_text(plan: Plan, *, labels: Mapping[int, str], places: Mapping[str, Any]) -> str:

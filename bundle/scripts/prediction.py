@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,6 @@ from .prediction_inputs import Volume, find_volumes, require_folder, require_sou
 from .predictor import Predictor
 from .unfinished import unfinished_path
 from .volumes import first_file, open_image
-
-UNUSED_READER = "monai.data.nvimgcodec_pydicom_plugin"  # which says so where pydicom is installed, nvImageCodec isn't
 
 
 def predict_command(
@@ -73,10 +69,7 @@ def predict_command(
     source, out = Path(source), Path(out)
     require_source(source)
     require_folder(out, source)
-    logging.getLogger(UNUSED_READER).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"monai(\.|$)")  # of its own readers of DICOM, which aren't used
-        predictor = Predictor.from_config(bundle=bundle, overlays=overlays, ckpt_path=ckpt_path, **values)
+    predictor = Predictor.from_config(bundle=bundle, overlays=overlays, ckpt_path=ckpt_path, **values)
     if disagreement:
         EachVoter(predictor.network)  # type: ignore[arg-type]  # raises if nobody is there to disagree
     labels = labels_of(bundle, overlays, values)

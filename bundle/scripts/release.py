@@ -14,7 +14,7 @@ import yaml
 
 from .errors import BadInput
 from .predictor import Predictor
-from .unfinished import unfinished_path
+from .unfinished import write_whole
 
 LARGE_FILES = "large_files.yml"
 MODEL = "models/model.pt"
@@ -84,11 +84,8 @@ def entries_without_weights(bundle: Path) -> list[dict[str, str]]:
 
 
 def write_entries(bundle: Path, entries: Sequence[dict[str, str]]) -> None:
-    """Write large_files.yml under a temporary name, then rename it."""
-    path = bundle / LARGE_FILES
-    unfinished = unfinished_path(path)
-    unfinished.write_text(HEADER + yaml.safe_dump({"large_files": list(entries)}, sort_keys=False), encoding="utf-8")
-    unfinished.rename(path)
+    """Write large_files.yml, whole or not at all."""
+    write_whole(bundle / LARGE_FILES, HEADER + yaml.safe_dump({"large_files": list(entries)}, sort_keys=False))
 
 
 def sha256_of(path: Path) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from .audit_pictures import picture_name
 from .errors import BadInput
-from .loss_record import write_whole
 from .report_audit import audit_run, audit_table, slice_table, write_suspects
 from .report_challenges import Challenge, challenge_table, draw_challenges
 from .report_comparison import comparison_table, unlike
@@ -21,6 +20,7 @@ from .report_scores import case_table, fixed, fold_table, percent, pooled_table
 from .report_statistics import MEASURES
 from .report_svg import write_figure
 from .report_tables import write_tables
+from .unfinished import write_whole
 
 PAGE = "report.html"
 
@@ -76,7 +76,7 @@ def write_report(
         lead=" ".join(map(about, found)),
         notes=[note for run in found for note in missing(run)],
     )
-    write_whole(page.encode(), folder / PAGE)
+    write_whole(folder / PAGE, page)
     return folder / PAGE
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from .audit_pictures import draw_suspects
 from .errors import BadInput
 from .label_audit import HEADER, SUSPECT, Suspect, rank, write_audit
-from .loss_record import FILE, read_losses, write_whole
+from .loss_record import FILE, read_losses
 from .report_runs import Run, read_runs
 from .report_scores import fixed, percent
 from .report_statistics import ALL_ORGANS, by_case
 from .report_tables import Column, Table
+from .unfinished import write_whole
 
 Key = tuple[str, int | None]  # a case's label file, or its name where there is none, and a slice
 
@@ -161,7 +162,7 @@ def write_suspects(run: Run, audit: JointAudit, *, count: int, folder: Path) -> 
         BadInput: files that aren't there any more, after the list was written; see `draw_suspects`.
     """
     lines = [f"{one.case}  # {one.distrust:.1f}, {one.label}" for one in audit.cases if one.distrust >= SUSPECT]
-    write_whole("\n".join([HEADER, *lines, ""]).encode(), folder / f"suspects_{run.key}.txt")
+    write_whole(folder / f"suspects_{run.key}.txt", "\n".join([HEADER, *lines, ""]))
     drawn = audit.cases[:count]
     draw_suspects(drawn, audit.slices, about=audit.about, folder=folder / f"suspects_{run.key}")
     return drawn

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from .loss_record import write_whole
+from .unfinished import write_whole
 
 # Figures are drawn in the colours of the light page. Within the page each becomes a variable of the style sheet.
 PAPER, INK, MUTED, GRID = "#fefefe", "#1f2328", "#59636e", "#d1d9e0"
@@ -46,8 +46,8 @@ def write_figure(figure: Figure, name: str, folder: Path, *, titles: Mapping[str
         ElementTree.register_namespace(prefix, space)
     root = ElementTree.fromstring(svg.getvalue())
     set_titles(root, titles)
-    write_whole(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True), folder / f"{name}.svg")
-    write_whole(png.getvalue(), folder / f"{name}.png")
+    write_whole(folder / f"{name}.svg", ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
+    write_whole(folder / f"{name}.png", png.getvalue())
     return as_part(root, name=name, label=label)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from .loss_record import write_whole
+from .unfinished import write_whole
 
 Cell = tuple[str, ...]  # its parts, such as mean and deviation, as they are written everywhere
 NOTHING = "–"
@@ -122,5 +122,5 @@ def escape(text: str) -> str:
 def write_tables(tables: Sequence[Table], folder: Path) -> None:
     """Write each table as `<name>.csv` and `<name>.tex`, each whole or not at all."""
     for table in tables:
-        write_whole(as_csv(table).encode(), folder / f"{table.name}.csv")
-        write_whole(as_latex(table).encode(), folder / f"{table.name}.tex")
+        write_whole(folder / f"{table.name}.csv", as_csv(table))
+        write_whole(folder / f"{table.name}.tex", as_latex(table))

@@ -15,6 +15,14 @@ def unfinished_path(path: Path) -> Path:
     return path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
 
 
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: under a temporary name, then renamed. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_path(path)
+    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(unfinished, path)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what processes that no longer run left in a folder; what others are writing is left alone."""
     for left in folder.glob(f"{UNFINISHED}*"):

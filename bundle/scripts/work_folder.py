@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from .errors import BadInput
-from .fold_bundle import OVERLAY, copy_template, write_fold, write_whole
+from .fold_bundle import OVERLAY, copy_template, write_fold
 from .location import bundle_root, find_config
 from .predictor import Predictor
-from .unfinished import remove_unfinished, unfinished_path
+from .unfinished import remove_unfinished, unfinished_path, write_whole
 
 MODEL = "cyclic_committee"
 MAIN = "# MONAI Label looks here for its application.\nfrom cyclic_committee.monai_label.app import CommitteeApp\n"
