@@ -35,6 +35,11 @@ def label_python() -> str | None:
     return os.environ.get("LABEL_PYTHON") or (sys.executable if find_spec("monailabel") else None)
 
 
+def label_environment() -> dict[str, str]:
+    """Return the environment variables with which MONAI Label can be imported, as our server's command sets them."""
+    return {**os.environ, "PYTHONPATH": str(BUNDLE / "monai_label" / "stand_ins" / "pydicom_seg")}
+
+
 def why_no_server() -> str | None:
     """Return why no label server can run here, if none can."""
     if label_python() is None:
@@ -119,8 +124,7 @@ class Client:
 def label_client(server: LabelServer, folder: Path) -> Iterator[Client]:
     """Run MONAI Label's Python client on a server."""
     command = [str(label_python()), str(CLIENT), server.url, str(folder)]
-    settings = {**os.environ, "PYTHONPATH": str(BUNDLE / "monai_label" / "stand_ins" / "pydicom_seg")}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=settings, cwd=folder) as process:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=label_environment(), cwd=folder) as process:
         yield Client(process)
         process.stdin.close()  # type: ignore[union-attr]

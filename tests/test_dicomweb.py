@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import highdicom
@@ -13,10 +15,12 @@ import pydicom
 import pytest
 import requests
 from conftest import CT_EXAMPLE, LABELS
+from label_servers import label_environment, label_python
 from viewer_stack import Stack, in_order, on_grid_of, viewer_stack, why_not
 
 from cyclic_committee.scripts.prediction import predict_command
 from cyclic_committee.scripts.predictor import Predictor
+from cyclic_committee.scripts.unfinished import UNFINISHED
 from cyclic_committee.scripts.work_folder import MODEL
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -84,6 +88,29 @@ def test_a_segmentation_by_the_predict_command_is_found_beside_its_series(
     assert series.StudyInstanceUID == source.StudyInstanceUID
     [file] = stack.archive.instances(series)
     assert [one.SeriesInstanceUID for one in file.ReferencedSeriesSequence] == [source.SeriesInstanceUID]
+
+
+def test_a_series_that_two_processes_want_is_fetched_once_and_given_to_both(stack: Stack, tmp_path: Path) -> None:
+    """The server, and the process of its that scores in the background."""
+    [series] = stack.archive.series(Modality="CT", PatientID="oblique")
+    uid = str(series.SeriesInstanceUID)
+    script = Path(__file__).with_name("label_fetch.py")
+    command = [str(label_python()), str(script), stack.archive.url, uid, str(tmp_path)]
+    with ExitStack() as running:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": label_environment()}
+        both = [running.enter_context(subprocess.Popen(command, **pipes)) for _ in range(2)]
+        for one in both:
+            assert one.stdout.readline() == "ready\n"
+        for one in both:
+            one.stdin.write("now\n")
+            one.stdin.flush()
+        [answer] = {one.stdout.read() for one in both}
+    file, known = answer.split()
+    assert known == uid
+    fetched, there = nib.load(file), nib.load(stack.images["oblique"])
+    voxels = on_grid_of(np.asanyarray(there.dataobj), there.affine, fetched.shape, fetched.affine)
+    assert np.array_equal(np.asanyarray(fetched.dataobj), voxels)
+    assert not list(tmp_path.rglob(f"{UNFINISHED}*"))
 
 
 @pytest.mark.parametrize(

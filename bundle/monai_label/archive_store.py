@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import numpy as np
 import pydicom
 from dicomweb_client.session_utils import create_session_from_user_pass
 from fastapi import HTTPException
+from filelock import FileLock
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
@@ -51,6 +53,7 @@ class ArchiveStore(DICOMWebDatastore):
 
     MONAI Label's own names segments by their position, takes the first of several segmentations, and its series
     may lack slices. An image's id is its SeriesInstanceUID; what isn't in the archive is answered with 404.
+    The process that scores in the background has the same cache: who fetches first, the other waits for.
 
     Args:
         client: see `archive_client`.
@@ -74,12 +77,15 @@ class ArchiveStore(DICOMWebDatastore):
     def get_image_uri(self, image_id: str) -> str:
         """Return the file, NIfTI, of a series, fetched if it wasn't yet."""
         image = Path(self._datastore.image_path(), f"{require_uid(image_id)}.nii.gz")
-        if not image.exists():
-            series = self.series(image_id)
-            unfinished = unfinished_path(image)
-            series.write_nifti(unfinished)
-            LocalDatastore.add_image(self, image_id, str(unfinished), self._dicom_info(image_id))
-            unfinished.unlink()
+        with self.lock(image):
+            if not image.exists():
+                series = self.series(image_id)
+                unfinished = unfinished_path(image)
+                series.write_nifti(unfinished)
+                os.replace(unfinished, image)
+            if image_id not in self._datastore.objects:
+                self.refresh()
+                self.update_image_info(image_id, self._dicom_info(image_id))
         return str(image.resolve())
 
     def series(self, uid: str) -> DicomSeries:
@@ -91,19 +97,26 @@ class ArchiveStore(DICOMWebDatastore):
         folder = self.fetched(uid, Path(self._datastore.image_path(), uid))
         found = find_series(folder)
         if len(found.series) != 1:
-            shutil.rmtree(folder)  # it may be mended in the archive
+            shutil.rmtree(folder, ignore_errors=True)  # it may be mended in the archive
             raise BadInput(f"series {uid}: {'; '.join([*found.faults, *found.skipped]) or 'no volume'}")
         return found.series[0]
 
     def fetched(self, uid: str, folder: Path) -> Path:
         """Return the folder of a series' files, whole."""
-        if not folder.is_dir():
-            if not self._client.search_for_series(search_filters={"SeriesInstanceUID": require_uid(uid)}):
-                raise HTTPException(404, f"There is no series {uid} in the archive.")
-            unfinished = unfinished_path(folder)
-            dicom_web_download_series(None, uid, str(unfinished), self._client, self._fetch_by_frame)
-            unfinished.rename(folder)
+        with self.lock(folder):
+            if not folder.is_dir():
+                if not self._client.search_for_series(search_filters={"SeriesInstanceUID": require_uid(uid)}):
+                    raise HTTPException(404, f"There is no series {uid} in the archive.")
+                unfinished = unfinished_path(folder)
+                dicom_web_download_series(None, uid, str(unfinished), self._client, self._fetch_by_frame)
+                unfinished.rename(folder)
         return folder
+
+    def lock(self, path: Path) -> FileLock:
+        """Return the lock, for all processes, of a file or folder in the cache while it is looked for and made."""
+        locks = Path(self._datastore_path, "locks")
+        locks.mkdir(exist_ok=True)
+        return FileLock(locks / path.name)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return what is known of an image that was fetched."""
@@ -116,6 +129,7 @@ class ArchiveStore(DICOMWebDatastore):
         require_ending(label_filename)
         tag = plain_tag(label_tag)
         series = self.series(require_uid(image_id))
+        self.get_image_uri(image_id)
         if tag == FINAL.value:
             label_info = {**label_info, "SeriesInstanceUID": self.store(label_filename, series)}
         return str(LocalDatastore.save_label(self, image_id, label_filename, tag, label_info))
