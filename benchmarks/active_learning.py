@@ -1,12 +1,13 @@
 """Does labelling first the cases on which the committee disagrees save labels?
 
-    python benchmarks/active_learning.py [--seeds 3] [--first_seed 10] [--rounds 2] [--ask 3] [--picture FILE]
+    python benchmarks/active_learning.py [--kind prone] [--seeds 3] [--first_seed 20] [--picture FILE]
 
-For each seed a pool of phantoms is made, of which a share (`rare`) comes from a second scanner, with other numbers for
-the same tissue and more noise; nobody says which. Four labelled ones of the first scanner are what the training begins
-with. In each round the committee is trained anew on all labelled cases, and the labels of `ask` more are asked for:
+For each seed a pool of phantoms is made, of which a share (`rare`) is of another kind; nobody says which. `prone`:
+patients who lie face down, turned by half a circle as if they lay on their back. `scanner`: a second scanner, with
+other numbers for the same tissue and more noise. The training begins with four labelled ones of the usual kind. In each
+round the committee is trained anew on all labelled cases, and the labels of `ask` more are asked for:
 those on which the voters disagree most (`opinions.case_disagreement`), or as many at random. Prints the mean DSC on
-unseen phantoms, half of them of the second scanner, by the number of labels, and how many labels each way needs for the
+unseen phantoms, half of them of the rare kind, by the number of labels, and how many labels each way needs for the
 DSC that random choice has at the end; draws it. With --rare 0 all phantoms are alike.
 """
 
@@ -20,7 +21,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -35,7 +36,7 @@ from numpy.typing import NDArray
 from cyclic_committee.scripts.location import bundle_root, find_config
 from cyclic_committee.scripts.metrics import dice
 from cyclic_committee.scripts.opinions import case_disagreement
-from cyclic_committee.scripts.phantom import LABELS, make_phantom
+from cyclic_committee.scripts.phantom import LABELS, Phantom, make_phantom
 from cyclic_committee.scripts.phantom_data_set import write_volume
 from cyclic_committee.scripts.predictor import Predictor
 
@@ -54,19 +55,31 @@ class Scan:
     rare: bool
 
 
-def make_scans(folder: Path, *, cases: int, rare: float, seed: int) -> list[Scan]:
-    """Write phantoms, the share `rare` of them as of a second scanner, at random places after the first few."""
+def prone(phantom: Phantom, _: np.random.Generator) -> Phantom:
+    """Return a phantom turned about the body's axis by half a circle."""
+    return replace(phantom, image_hu=phantom.image_hu[::-1, ::-1], label=phantom.label[::-1, ::-1])
+
+
+def scanner(phantom: Phantom, rng: np.random.Generator) -> Phantom:
+    """Return a phantom as a second scanner sees it: its values are still within what is clipped."""
+    noisy = 0.8 * phantom.image_hu + 70 + 35 * rng.standard_normal(phantom.image_hu.shape)
+    return replace(phantom, image_hu=np.clip(np.rint(noisy), -1024, 3071).astype(np.int16))
+
+
+KINDS = {"prone": prone, "scanner": scanner}
+
+
+def make_scans(folder: Path, *, cases: int, kind: str, rare: float, seed: int) -> list[Scan]:
+    """Write phantoms, the share `rare` of them of another kind, at random places after the first few."""
     rng = np.random.default_rng(seed)
-    of_second = set(rng.permutation(np.arange(FIRST, cases))[: round(rare * cases)].tolist())
+    of_kind = set(rng.permutation(np.arange(FIRST, cases))[: round(rare * cases)].tolist())
     scans = []
     for case in range(cases):
         phantom = make_phantom(int(np.random.SeedSequence((seed, case)).generate_state(1)[0]))
-        image = phantom.image_hu
-        if case in of_second:
-            noisy = 0.8 * image + 70 + 35 * rng.standard_normal(image.shape)  # still within what is clipped
-            image = np.clip(np.rint(noisy), -1024, 3071).astype(np.int16)
-        scan = Scan(folder / f"image_{case:03d}.nii.gz", folder / f"label_{case:03d}.nii.gz", case in of_second)
-        write_volume(scan.image, image, phantom.affine)
+        if case in of_kind:
+            phantom = KINDS[kind](phantom, rng)
+        scan = Scan(folder / f"image_{case:03d}.nii.gz", folder / f"label_{case:03d}.nii.gz", case in of_kind)
+        write_volume(scan.image, phantom.image_hu, phantom.affine)
         write_volume(scan.label, phantom.label, phantom.affine)
         scans.append(scan)
     return scans
@@ -117,14 +130,14 @@ def draw(labels: Sequence[int], scores: NDArray[np.float64], path: Path) -> None
 
 
 def ask_in_rounds(
-    folder: Path, *, seed: int, rounds: int, ask: int, pool: int, rare: float, configs: Sequence[str]
+    folder: Path, *, seed: int, rounds: int, ask: int, pool: int, kind: str, rare: float, configs: Sequence[str]
 ) -> NDArray[np.float64]:
-    """Return, `(3, ways, rounds + 1)`: DSC of all unseen scans, of the second scanner's, labelled ones of it."""
-    scans = make_scans(folder / "pool", cases=pool, rare=rare, seed=seed)
-    unseen = make_scans(folder / "unseen", cases=UNSEEN, rare=0.5 if rare else 0, seed=1000 + seed)
+    """Return, `(3, ways, rounds + 1)`: DSC of all unseen scans, of the rare kind's, labelled ones of it."""
+    scans = make_scans(folder / "pool", cases=pool, kind=kind, rare=rare, seed=seed)
+    unseen = make_scans(folder / "unseen", cases=UNSEEN, kind=kind, rare=0.5 if rare else 0, seed=1000 + seed)
     first = train(folder, scans[:FIRST], seed=seed, configs=configs)  # both ways begin with it
     labelled = dict.fromkeys(WAYS, scans[:FIRST])
-    rng = np.random.default_rng([seed, 1])  # others than those that chose the second scanner's places
+    rng = np.random.default_rng([seed, 1])  # others than those that chose the rare kind's places
     found = np.zeros((3, len(WAYS), rounds + 1))
     for round_, (number, way) in itertools.product(range(rounds + 1), enumerate(WAYS)):
         predictor = train(folder, labelled[way], seed=seed, configs=configs) if round_ else first
@@ -141,10 +154,10 @@ def ask_in_rounds(
 
 def report(labels: Sequence[int], found: NDArray[np.float64]) -> None:
     """Print the means over the seeds, and each seed's labels for a goal; found: `(seeds, 3, ways, rounds)`."""
-    print(f"| labels | {' | '.join(f'{way}: DSC, % (second scanner), of it labelled' for way in WAYS)} |")
+    print(f"| labels | {' | '.join(f'{way}: DSC, % (rare kind), of it labelled' for way in WAYS)} |")
     for round_, number in enumerate(labels):
         means = found[..., round_].mean(axis=0)  # (3, ways)
-        cells = [f"{100 * of_all:.1f} ({100 * of_second:.1f}), {of_it:.1f}" for of_all, of_second, of_it in means.T]
+        cells = [f"{100 * of_all:.1f} ({100 * of_rare:.1f}), {of_it:.1f}" for of_all, of_rare, of_it in means.T]
         print(f"| {number} | {' | '.join(cells)} |")
     for place, of_seed in enumerate(found[:, 0]):  # (ways, rounds)
         goal = of_seed[WAYS.index("random"), -1]
@@ -156,10 +169,11 @@ def report(labels: Sequence[int], found: NDArray[np.float64]) -> None:
 def main(
     *,
     seeds: int = 3,
-    first_seed: int = 10,
-    rounds: int = 2,
-    ask: int = 3,
+    first_seed: int = 20,
+    rounds: int = 3,
+    ask: int = 2,
     pool: int = 36,
+    kind: str = "prone",
     rare: float = 1 / 6,
     picture: str | None = None,
     config: str | None = None,
@@ -167,7 +181,7 @@ def main(
     sys.path.insert(1, bundle_root())
     configs = [str(find_config(config).resolve())] if config else []
     logging.getLogger("monai").setLevel(logging.ERROR)  # it warns of configurations from several folders
-    settings = {"rounds": rounds, "ask": ask, "pool": pool, "rare": rare, "configs": configs}
+    settings = {"rounds": rounds, "ask": ask, "pool": pool, "kind": kind, "rare": rare, "configs": configs}
     found = []
     for seed in range(first_seed, first_seed + seeds):
         with tempfile.TemporaryDirectory() as name:
