@@ -5,12 +5,13 @@
 
 CT is a folder with image.nii.gz (HU) and label.nii.gz (FLARE21's ids); without it, a phantom. It is brought to
 512 x 512 pixels and 119 slices of 0.74 mm a pixel, with a scanner's noise, and written as NIfTI. Then both prepare it
-in turn, in one process, for a pixel of 0.8164 mm, from the files (gzip, in the page cache) to arrays in memory that are
-resampled and normalised, and an index of where the classes are: ours by what `slice_store` does before it writes,
-theirs by `DefaultPreprocessor.run_case`. Once on one thread, as both prepare data sets, a case a process; once on as
-many as PyTorch takes. The time of reading and unpacking the two files alone stands below: it is in both. The difference
-of the images is given in nnU-Net v2's order (first normalised, then resampled) and in ours (nnU-Net v1's: first
-resampled).
+in turn, each in a process of its own and once before it counts, as one of many cases: for a pixel of 0.8164 mm, from
+the files (gzip, in the page cache) to arrays in memory that are resampled and normalised, and an index of where the
+classes are. Ours does what `slice_store` does before it writes, with freed memory kept as `cyclic-committee prepare`
+keeps it; theirs is `DefaultPreprocessor.run_case`, as it comes and with freed memory kept. Once on one thread, as both
+prepare data sets, a case a process; once on as many as PyTorch takes. The time of reading and unpacking the two files
+alone stands below. The difference of the images is given in nnU-Net v2's order (first normalised, then resampled) and
+in ours (nnU-Net v1's: first resampled).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ import torch
 from monai.bundle import ConfigParser
 from scipy import ndimage
 
+from cyclic_committee.scripts.allocator import keep_freed_memory
 from cyclic_committee.scripts.location import bundle_root
 from cyclic_committee.scripts.normalisation import ClipAndStandardise
 from cyclic_committee.scripts.phantom import make_phantom
@@ -44,6 +48,7 @@ SIZE = 512
 SLICE_MM = 2.5
 ORDERS = {"ours, resampled first (default)": ResampleThenNormalise(), "ours, normalised first": NormaliseThenResample()}
 THEIRS = "nnU-Net v2"
+WORKS: list[Callable[[], Any]] = []  # the one that a process does: it can't be sent to it
 
 
 def write_ct(folder: Path, ct: str | None, *, slices: int, spacing_mm: float, noise_hu: float = 10) -> dict[str, str]:
@@ -120,15 +125,38 @@ def read_files(case: dict[str, str]) -> None:
         np.asanyarray(nib.load(path).dataobj)
 
 
-def compare(works: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the seconds of each, by the clock and of the cores."""
+def begin(threads: int, keep: bool) -> None:
+    """Set up a process that works."""
+    torch.set_num_threads(threads)
+    if keep:
+        keep_freed_memory()
+    with contextlib.redirect_stdout(io.StringIO()):
+        WORKS[0]()
+
+
+def timed() -> tuple[float, float]:
+    """Return the seconds of a process' work, by the clock and of the cores."""
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()):
+        WORKS[0]()
+    return time.perf_counter() - began_s, time.process_time() - began_cpu_s
+
+
+def compare(
+    works: dict[str, tuple[Callable[[], Any], bool]], *, threads: int, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Return each one's seconds by the clock and of the cores; works: what is done, and whether memory is kept."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    for turn in range(rounds):
-        for name, work in list(works.items())[:: 1 if turn % 2 == 0 else -1]:
-            began_s, began_cpu_s = time.perf_counter(), time.process_time()
-            with contextlib.redirect_stdout(io.StringIO()):
-                work()
-            seconds[name].append((time.perf_counter() - began_s, time.process_time() - began_cpu_s))
+    with contextlib.ExitStack() as running:
+        processes = {}
+        for name, (work, keep) in works.items():
+            WORKS[:] = [work]  # what the process finds that is forked now
+            pool = ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=begin, initargs=(threads, keep))
+            processes[name] = running.enter_context(pool)
+            pool.submit(timed).result()
+        for turn in range(rounds):
+            for name in list(works)[:: 1 if turn % 2 == 0 else -1]:
+                seconds[name].append(processes[name].submit(timed).result())
     return seconds
 
 
@@ -154,22 +182,25 @@ def main(*, ct: str | None = None, rounds: int = 3, slices: int = 119, spacing_m
             print("nnU-Net isn't installed, so nothing is compared: pip install nnunetv2==2.8.1")
         print(", ".join(f"{library} {version(library)}" for library in libraries))
         print(f"{SIZE} x {SIZE} x {slices}, {spacing_mm} -> {train['spacing_mm'][0]} mm; {rounds} rounds")
-        arrays = {name: work() for name, work in works.items()}  # warms up, too
+        both = {name: (work, name != THEIRS) for name, work in works.items()}
+        if THEIRS in works:
+            both[f"{THEIRS}, memory kept"] = works[THEIRS], True
+        both["reading both files alone"] = (lambda: read_files(case)), False
+        found = {n: compare(both, threads=n, rounds=rounds) for n in sorted({1, default_threads})}  # forks come first
+        arrays = {name: work() for name, work in works.items()}
         for name in ORDERS:
             if THEIRS in arrays:
                 image, other = arrays[name], arrays[THEIRS][:, ::-1, ::-1]  # nibabel's RAS, SimpleITK's LPS
                 other = min((other, arrays[THEIRS]), key=lambda one: float(np.abs(image - one).mean()))
                 print(f"{name}: mean difference to nnU-Net {np.abs(image - other).mean():.4f} sd")
-        for threads in sorted({1, default_threads}):
-            torch.set_num_threads(threads)
-            seconds = compare({**works, "reading both files alone": lambda: read_files(case)}, rounds=rounds)
+        for threads, seconds in found.items():
             title = f"{threads} thread(s), median of the rounds (min-max)"
             print(f"\n{title:46}" + "".join(f"{f'{what} s':>22}{'ratio':>8}" for what in ("clock", "cores")))
-            for name, found in seconds.items():
+            for name, of_one in seconds.items():
                 cells = []
-                for which, one in enumerate(zip(*found, strict=True)):
+                for which, one in enumerate(zip(*of_one, strict=True)):
                     cells.append(f"{f'{np.median(one):.2f} ({min(one):.2f}-{max(one):.2f})':>22}")
-                    theirs = [both[which] for both in seconds.get(THEIRS, [])]
+                    theirs = [pair[which] for pair in seconds.get(THEIRS, [])]
                     cells.append(f"{np.median(one) / np.median(theirs):8.3f}" if theirs else f"{'':8}")
                 print(f"{name:46}" + "".join(cells))
 

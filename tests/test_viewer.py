@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import highdicom
 import nibabel as nib
 import numpy as np
 import pytest
+import requests
 from conftest import LABELS
 from documented_nginx import READER, WHY_NOT, documented_nginx
 from selenium import webdriver
@@ -26,6 +29,7 @@ from viewer_stack import Stack, in_order, on_grid_of, viewer_stack, why_not
 
 from cyclic_committee.scripts.prediction import predict_command
 from cyclic_committee.scripts.predictor import Predictor
+from cyclic_committee.scripts.work_folder import MODEL
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 REASON = why_not() or (
@@ -118,13 +122,21 @@ class Viewer:
         self.find(By.XPATH, button).click()
         self.find(By.CSS_SELECTOR, "[data-cy='viewport-pane'] canvas")
 
-    def run_model(self, server: str) -> None:
-        """Connect the panel to its server, and run the model that it offers."""
+    def connect(self, server: str) -> None:
+        """Connect the panel to its server."""
         address = self.find(By.ID, "monailabelServerURL").get_attribute("value")
         assert address == f"{server}/"
         loaded = "return window.cornerstone?.cache.getVolumes().some(volume => volume.loadStatus?.loaded)"
         self.wait(lambda _: self.script(loaded))
         self.find(By.CSS_SELECTOR, ".settingsTable button.actionButton").click()
+
+    def open_tab(self, name: str) -> None:
+        """Open a part of the panel."""
+        self.find(By.XPATH, f"//label[@class='tab-label'][.='{name}']").click()
+
+    def run_model(self, server: str) -> None:
+        """Connect the panel to its server, and run the model that it offers."""
+        self.connect(server)
         there = (
             "return !!(services.segmentationService.getSegmentation('1') && cornerstone.cache.getVolumes().length > 1)"
         )
@@ -189,6 +201,15 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
         browser.quit()
 
 
+def ended(stack: Stack, task: str) -> dict[str, Any]:
+    """Wait until what the server does in the background has ended, and return what it says of it."""
+    while True:
+        said: dict[str, Any] = requests.get(f"{stack.server}/{task}/", timeout=60).json()
+        if said["status"] not in ("RUNNING", "SUBMITTED"):
+            return said
+        time.sleep(0.2)
+
+
 PATIENTS = pytest.mark.parametrize("patient", ["upwards", "downwards", "oblique"])
 
 
@@ -199,6 +220,25 @@ def predicted(stack: Stack, patient: str, shape: tuple[int, ...], affine: np.nda
     wanted = on_grid_of(labels[0].numpy(), own, shape, affine)
     assert len(np.unique(wanted)) > 2
     return wanted
+
+
+def test_the_next_sample_is_the_study_on_which_the_members_disagree_most(stack: Stack, viewer: Viewer) -> None:
+    viewer.open_study(stack.server, "upwards")
+    viewer.connect(stack.server)
+    assert ended(stack, "scoring")["status"] == "DONE"
+    scores = json.loads((stack.work / "scores.json").read_text())
+    assert len(scores) == len(stack.series)
+    viewer.open_tab("Active Learning")
+    viewer.find(By.XPATH, "//button[.='Next Sample']").click()
+    shown = viewer.find(By.CSS_SELECTOR, ".nextSampleForm")
+    viewer.picture("next sample")
+    most = max(one["disagreement"] for one in scores.values())  # the same phantom, turned, has the same score
+    [most_disputed] = [uid for uid, one in scores.items() if one["disagreement"] == most and uid in shown.text]
+    viewer.find(By.XPATH, "//button[.='OK']").click()
+    viewer.wait(expected.alert_is_present()).accept()
+    [series] = stack.archive.series(SeriesInstanceUID=most_disputed)
+    viewer.wait(expected.url_contains(series.StudyInstanceUID))
+    viewer.find(By.CSS_SELECTOR, "[data-cy='viewport-pane'] canvas")
 
 
 @PATIENTS
@@ -241,6 +281,24 @@ def test_a_correction_is_stored_as_it_is_seen_with_names_and_codes(stack: Stack,
     )
     ids = np.array([0, *(IDS[segment.SegmentLabel.lower()] for segment in segments)])
     assert np.array_equal(ids[read].transpose(2, 1, 0), corrected.labels)
+
+
+def test_the_model_is_trained_on_with_what_was_corrected(stack: Stack, viewer: Viewer) -> None:
+    viewer.open_study(stack.server, "upwards")
+    viewer.connect(stack.server)
+    viewer.open_tab("Active Learning")
+    viewer.find(By.XPATH, "//button[.='Update Model']").click()
+    viewer.find(By.XPATH, "//button[.='Stop Training']")
+    viewer.picture("training")
+    said = ended(stack, "train")
+    assert said["status"] == "DONE", said
+    came_of_it = json.loads((stack.work / "trainings" / "0001" / "round.json").read_text())
+    labelled = {one.PatientID for one in stack.archive.series(Modality="SEG")}
+    series = [one for one in stack.archive.series(Modality="CT") if one.PatientID in labelled]
+    trained_on = came_of_it["training_cases"] + came_of_it["validation_cases"]
+    assert sorted(trained_on) == sorted(one.SeriesInstanceUID for one in series)
+    released, served = (stack.work / name for name in ("released/model.pt", f"model/{MODEL}/models/model.pt"))
+    assert (released.read_bytes() != served.read_bytes()) == came_of_it["replaced"]
 
 
 @PATIENTS

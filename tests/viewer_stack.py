@@ -25,6 +25,7 @@ class Stack:
 
     archive: Archive
     server: str  # MONAI Label's url
+    work: Path  # its folder
     bundle: Path
     images: dict[str, Path]  # patient -> the NIfTI file of the same voxels
     series: dict[str, list[Path]]  # patient -> the DICOM files
@@ -71,7 +72,7 @@ def viewer_stack(folder: Path) -> Iterator[Stack]:
             series[patient] = write_series(folder / patient, voxels, image.affine, patient_id=patient, **signed)
             archive.store(series[patient])
         with label_server(archive.url, bundle, folder) as server:
-            yield Stack(archive, server.url, bundle, images, series)
+            yield Stack(archive, server.url, server.work, bundle, images, series)
 
 
 def on_grid_of(labels: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], grid: np.ndarray) -> np.ndarray:

@@ -85,6 +85,7 @@ class ArchiveStore(DICOMWebDatastore):
                 os.replace(unfinished, image)
             if image_id not in self._datastore.objects:
                 self.refresh()
+            if "StudyInstanceUID" not in self.get_image_info(image_id):  # OHIF opens the next study by it
                 self.update_image_info(image_id, self._dicom_info(image_id))
         return str(image.resolve())
 

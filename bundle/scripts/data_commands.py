@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .allocator import keep_freed_memory
 from .check_report import format_report, report_as_json
 from .command_arguments import channel_list, label_names
 from .data_check import check_data_set, nothing_to_check
@@ -113,6 +114,7 @@ def prepare(
         channels: names of the image's channels, such as CT or T1,T2; by default the data set's own, or CT.
         processes: at a time; by default as many as there are cores.
     """
+    keep_freed_memory()
     plan = prepare_data_set(
         str(dataset),
         str(out),

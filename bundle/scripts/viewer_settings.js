@@ -5,6 +5,7 @@
 // but neither that panel nor its buttons.
 (() => {
   const organs = {}; // label: the tags of its DICOM segment; the server fills them in
+  const strategy = 'disagreement'; // the one to begin with, see disagreement.py
   const correctionPanel = '@ohif/extension-cornerstone.panelModule.panelSegmentationWithTools';
   const brush = (id, icon, round, ball) => ({
     id,
@@ -131,6 +132,26 @@
       commandsManager.registerCommand('CORRECTION', 'storeSegmentation', { commandFn: storing(managers) });
     },
   };
+
+  // The panel lists the server's strategies, but asks by "random" whichever is chosen: it is told what was chosen here.
+  const heard = new WeakSet();
+  const tell = choice => {
+    const key = Object.keys(choice).find(name => name.startsWith('__reactFiber$'));
+    let part = choice[key];
+    while (part && !part.stateNode?.state?.strategy) {
+      part = part.return;
+    }
+    part?.stateNode.setState({ strategy: choice.value });
+  };
+  new MutationObserver(() => {
+    const choice = document.querySelector(`option[name='${strategy}']`)?.parentElement;
+    if (choice && !heard.has(choice)) {
+      heard.add(choice);
+      choice.value = strategy;
+      choice.addEventListener('change', () => tell(choice));
+      tell(choice);
+    }
+  }).observe(document, { childList: true, subtree: true });
 
   document.cookie = 'MONAILABEL_SERVER_URL=' + escape(window.location.origin + '/');
   window.config.extensions.push(correction);
