@@ -114,15 +114,17 @@ def asked_for(
     return sorted(scans, key=lambda s: case_disagreement(predictor.predict_opinions(s.image)[1:-1]), reverse=True)[:ask]
 
 
-def draw(labels: Sequence[int], scores: NDArray[np.float64], path: Path) -> None:
+def draw(labels: Sequence[int], scores: NDArray[np.float64], path: Path, *, title: str) -> None:
     """Draw the mean and the range over the seeds; scores: `(ways, seeds, rounds)`."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for way, of_way, colour in zip(WAYS, 100 * scores, ("#0072B2", "#767676"), strict=True):
-        axes.plot(labels, of_way.mean(axis=0), color=colour, marker="o", label=f"asked by {way}")
+        axes.plot(
+            labels, of_way.mean(axis=0), color=colour, marker="o", label="at random" if way == "random" else f"by {way}"
+        )
         axes.fill_between(labels, of_way.min(axis=0), of_way.max(axis=0), color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="labelled cases", ylabel="DSC on unseen cases, %", xticks=list(labels))
-    axes.set_title(f"mean and range of {scores.shape[1]} seeds", loc="left", fontsize=10)
+    axes.set_title(f"{title}: mean and range of {scores.shape[1]} seeds", loc="left", fontsize=10)
     axes.grid(visible=True, color="#DDDDDD", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
@@ -189,7 +191,7 @@ def main(
     labels = [FIRST + ask * round_ for round_ in range(rounds + 1)]
     report(labels, np.stack(found))
     if picture:
-        draw(labels, np.stack([of_seed[0] for of_seed in found], axis=1), Path(picture))
+        draw(labels, np.stack([of_seed[0] for of_seed in found], axis=1), Path(picture), title=kind)
 
 
 if __name__ == "__main__":
