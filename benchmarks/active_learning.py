@@ -41,7 +41,7 @@ from cyclic_committee.scripts.phantom_data_set import write_volume
 from cyclic_committee.scripts.predictor import Predictor
 
 OVERLAYS = ("variants/small.yaml", str(Path(__file__).with_suffix(".yaml")))
-WAYS = ("disagreement", "random")
+WAYS = {"disagreement": "by disagreement", "random": "at random"}  # as drawn
 FIRST = 4  # labels to begin with
 UNSEEN = 12
 
@@ -162,7 +162,7 @@ def report(labels: Sequence[int], found: NDArray[np.float64]) -> None:
         cells = [f"{100 * of_all:.1f} ({100 * of_rare:.1f}), {of_it:.1f}" for of_all, of_rare, of_it in means.T]
         print(f"| {number} | {' | '.join(cells)} |")
     for place, of_seed in enumerate(found[:, 0]):  # (ways, rounds)
-        goal = of_seed[WAYS.index("random"), -1]
+        goal = of_seed[list(WAYS).index("random"), -1]
         needed = [next((n for n, dsc in zip(labels, of_way, strict=True) if dsc >= goal), None) for of_way in of_seed]
         words = ", ".join(f"{way} {n or f'more than {labels[-1]}'}" for way, n in zip(WAYS, needed, strict=True))
         print(f"seed number {place}: labels for a DSC of {100 * goal:.1f} %: {words}")

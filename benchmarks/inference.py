@@ -290,14 +290,16 @@ def print_table(results: Mapping[str, Sequence[Result]]) -> None:
         print(line)
 
 
-def compare_memory(folder: Path, config: str | None, *, few: int, many: int) -> None:
+def compare_memory(folder: Path, config: str | None, *, few: int, many: int, rounds: int) -> None:
     peaks = {}
     for slices in (few, many):
         image = folder / f"{slices}.nii.gz"
         run_child("volume", folder=folder, image=image, slices=slices)
-        found = measure("ours, three networks", image=image, folder=folder, config=config)
-        peaks[slices] = found["peak_gb"]
-        print(f"{slices:4} slices: {found['seconds']:6.1f} s, peak {found['peak_gb']:.3f} GB", flush=True)
+        every = [measure("ours, three networks", image=image, folder=folder, config=config) for _ in range(rounds)]
+        seconds, peak = ([found[what] for found in every] for what in ("seconds", "peak_gb"))
+        peaks[slices] = float(np.median(peak))
+        spread = f"{min(peak):.3f}-{max(peak):.3f}"
+        print(f"{slices:4} slices: {np.median(seconds):6.1f} s, peak {peaks[slices]:.3f} GB ({spread})", flush=True)
     voxels = (many - few) * SIZE**2
     print(f"growth: {(peaks[many] - peaks[few]) * 1e9 / voxels:.2f} bytes a voxel; int16 and uint8 are 3, float32 is 4")
 
@@ -326,7 +328,7 @@ def main(
         # in other processes: a process that starts large ones must be small, or its own peak counts as theirs
         run_child("weights", folder=work, config=config)
         if memory:
-            return compare_memory(work, config, few=slices, many=many)
+            return compare_memory(work, config, few=slices, many=many, rounds=rounds)
         volume = Path(image).resolve() if image else work / "ct_0000.nii.gz"
         if not image:
             run_child("volume", folder=work, image=volume, slices=slices)
