@@ -15,7 +15,8 @@ from .slices import plain_tensors
 from .traced import Rows
 from .trainer import score
 
-LEAST_S, MOST_RUNS = 3.0, 9  # of a measurement; the first run apart
+WARM_UP, LEAST_RUNS, MOST_RUNS = 2, 2, 9  # the first run traces and compiles, the second still grows the heap
+LEAST_S = 3.0  # of all runs that count
 
 
 def member_seconds(member: nn.Module, settings: Settings) -> float:
@@ -65,10 +66,11 @@ def loading_seconds(settings: Settings, *, iteration_s: float) -> float:
 
 
 def median_seconds(work: Callable[[], None]) -> float:
-    """Return the median time of some runs; the first, which traces, compiles and warms up, doesn't count."""
-    work()
+    """Return the median time of some runs; those that warm up don't count."""
+    for _ in range(WARM_UP):
+        work()
     seconds: list[float] = []
-    while not seconds or (sum(seconds) < LEAST_S and len(seconds) < MOST_RUNS):
+    while len(seconds) < LEAST_RUNS or (sum(seconds) < LEAST_S and len(seconds) < MOST_RUNS):
         began_s = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - began_s)
