@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 
 from ..scripts.dicom_labels import read_segmentation
 from ..scripts.dicom_segmentation import on_grid_of, write_segmentation
@@ -86,7 +88,8 @@ class ArchiveStore(DICOMWebDatastore):
             if image_id not in self._datastore.objects:
                 self.refresh()
             if "StudyInstanceUID" not in self.get_image_info(image_id):  # OHIF opens the next study by it
-                self.update_image_info(image_id, self._dicom_info(image_id))
+                with suppress(ImageNotFoundException):  # the other process' list, just read, may lack it: next time
+                    self.update_image_info(image_id, self._dicom_info(image_id))
         return str(image.resolve())
 
     def series(self, uid: str) -> DicomSeries:
