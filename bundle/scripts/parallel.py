@@ -67,7 +67,8 @@ def for_each(
         collate_fn=as_it_is,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
-    with contextlib.closing(iter(tqdm(loader, desc=description, unit="case", leave=False, disable=None))) as results:
+    progress: Any = tqdm(loader, desc=description, unit="case", leave=False, disable=None)
+    with contextlib.closing(iter(progress)) as results:
         while True:
             try:
                 result, problem = next(results)

@@ -102,7 +102,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
     ) -> None:
         label_ids(labels)
         self.data = data
-        self.transform = transform if isinstance(transform, Compose) else Compose([transform])
+        self.transform: Compose = transform if isinstance(transform, Compose) else Compose([transform])
         self.crop_size = crop_size
         self.patch_size = patch_size
         self.preparation = Preparation(spacing_mm, orientation, normalise, resampling, labels)
