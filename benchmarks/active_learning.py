@@ -118,10 +118,8 @@ def draw(labels: Sequence[int], scores: NDArray[np.float64], path: Path, *, titl
     """Draw the mean and the range over the seeds; scores: `(ways, seeds, rounds)`."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    for way, of_way, colour in zip(WAYS, 100 * scores, ("#0072B2", "#767676"), strict=True):
-        axes.plot(
-            labels, of_way.mean(axis=0), color=colour, marker="o", label="at random" if way == "random" else f"by {way}"
-        )
+    for name, of_way, colour in zip(WAYS.values(), 100 * scores, ("#0072B2", "#767676"), strict=True):
+        axes.plot(labels, of_way.mean(axis=0), color=colour, marker="o", label=name)
         axes.fill_between(labels, of_way.min(axis=0), of_way.max(axis=0), color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="labelled cases", ylabel="DSC on unseen cases, %", xticks=list(labels))
     axes.set_title(f"{title}: mean and range of {scores.shape[1]} seeds", loc="left", fontsize=10)

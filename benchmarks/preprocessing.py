@@ -48,7 +48,7 @@ SIZE = 512
 SLICE_MM = 2.5
 ORDERS = {"ours, resampled first (default)": ResampleThenNormalise(), "ours, normalised first": NormaliseThenResample()}
 THEIRS = "nnU-Net v2"
-WORKS: list[Callable[[], Any]] = []  # the one that a process does: it can't be sent to it
+WORK: list[Callable[[], Any]] = []  # what a process does
 
 
 def write_ct(folder: Path, ct: str | None, *, slices: int, spacing_mm: float, noise_hu: float = 10) -> dict[str, str]:
@@ -125,20 +125,19 @@ def read_files(case: dict[str, str]) -> None:
         np.asanyarray(nib.load(path).dataobj)
 
 
-def begin(threads: int, keep: bool) -> None:
-    """Set up a process that works."""
+def begin(work: Callable[[], Any], threads: int, keep: bool) -> None:
+    """Set up a process that does one work."""
+    WORK[:] = [work]
     torch.set_num_threads(threads)
     if keep:
         keep_freed_memory()
-    with contextlib.redirect_stdout(io.StringIO()):
-        WORKS[0]()
 
 
 def timed() -> tuple[float, float]:
     """Return the seconds of a process' work, by the clock and of the cores."""
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
-        WORKS[0]()
+        WORK[0]()
     return time.perf_counter() - began_s, time.process_time() - began_cpu_s
 
 
@@ -150,10 +149,9 @@ def compare(
     with contextlib.ExitStack() as running:
         processes = {}
         for name, (work, keep) in works.items():
-            WORKS[:] = [work]  # what the process finds that is forked now
-            pool = ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=begin, initargs=(threads, keep))
-            processes[name] = running.enter_context(pool)
-            pool.submit(timed).result()
+            settings = {"mp_context": get_context("fork"), "initializer": begin, "initargs": (work, threads, keep)}
+            processes[name] = running.enter_context(ProcessPoolExecutor(1, **settings))
+            processes[name].submit(timed).result()
         for turn in range(rounds):
             for name in list(works)[:: 1 if turn % 2 == 0 else -1]:
                 seconds[name].append(processes[name].submit(timed).result())
