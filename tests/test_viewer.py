@@ -225,9 +225,11 @@ def predicted(stack: Stack, patient: str, shape: tuple[int, ...], affine: np.nda
 def test_the_next_sample_is_the_study_on_which_the_members_disagree_most(stack: Stack, viewer: Viewer) -> None:
     viewer.open_study(stack.server, "upwards")
     viewer.connect(stack.server)
-    assert ended(stack, "scoring")["status"] == "DONE"
+    said = ended(stack, "scoring")
+    assert said["status"] == "DONE"
     scores = json.loads((stack.work / "scores.json").read_text())
     assert len(scores) == len(stack.series)
+    assert all(one["disagreement"] is not None for one in scores.values()), said["details"]
     viewer.open_tab("Active Learning")
     viewer.find(By.XPATH, "//button[.='Next Sample']").click()
     shown = viewer.find(By.CSS_SELECTOR, ".nextSampleForm")

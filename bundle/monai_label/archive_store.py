@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,8 @@ from fastapi import HTTPException
 from filelock import FileLock
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
-from monailabel.datastore.local import LocalDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import DefaultLabelTag
-from monailabel.interfaces.exception import ImageNotFoundException
 
 from ..scripts.dicom_labels import read_segmentation
 from ..scripts.dicom_segmentation import on_grid_of, write_segmentation
@@ -33,6 +30,7 @@ from ..scripts.label_map_writer import write_label_file
 from ..scripts.unfinished import unfinished_path
 from .folder_store import plain_tag
 from .names import require_ending, require_uid
+from .shared_store import SharedStore
 
 logger = logging.getLogger(__name__)
 FINAL = DefaultLabelTag.FINAL
@@ -50,7 +48,7 @@ def archive_client(url: str) -> Any:
     return DICOMwebClientX(url=url, session=session, **prefixes)
 
 
-class ArchiveStore(DICOMWebDatastore):
+class ArchiveStore(DICOMWebDatastore, SharedStore):
     """MONAI Label's store of an archive, with series and segmentations read and written by this package.
 
     MONAI Label's own names segments by their position, takes the first of several segmentations, and its series
@@ -88,8 +86,7 @@ class ArchiveStore(DICOMWebDatastore):
             if image_id not in self._datastore.objects:
                 self.refresh()
             if "StudyInstanceUID" not in self.get_image_info(image_id):  # OHIF opens the next study by it
-                with suppress(ImageNotFoundException):  # the other process' list, just read, may lack it: next time
-                    self.update_image_info(image_id, self._dicom_info(image_id))
+                self.update_image_info(image_id, self._dicom_info(image_id))
         return str(image.resolve())
 
     def series(self, uid: str) -> DicomSeries:
@@ -136,7 +133,7 @@ class ArchiveStore(DICOMWebDatastore):
         self.get_image_uri(image_id)
         if tag == FINAL.value:
             label_info = {**label_info, "SeriesInstanceUID": self.store(label_filename, series)}
-        return str(LocalDatastore.save_label(self, image_id, label_filename, tag, label_info))
+        return str(SharedStore.save_label(self, image_id, label_filename, tag, label_info))
 
     def store(self, label_file: str, series: DicomSeries) -> str:
         """Store a label map in the archive; return the new series' UID.
@@ -165,7 +162,7 @@ class ArchiveStore(DICOMWebDatastore):
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """Return a label's file, NIfTI."""
-        return str(LocalDatastore.get_label_uri(self, require_uid(image_id or label_id), plain_tag(label_tag)))
+        return str(SharedStore.get_label_uri(self, require_uid(image_id or label_id), plain_tag(label_tag)))
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Refuse for final labels, which are the archive's."""
@@ -175,8 +172,8 @@ class ArchiveStore(DICOMWebDatastore):
 
     def _download_labeled_data(self) -> None:
         newest = self.newest_segmentations()
-        for image_id in set(LocalDatastore.get_labeled_images(self)) - newest.keys():  # taken out of the archive
-            LocalDatastore.remove_label(self, image_id, FINAL.value)
+        for image_id in set(SharedStore.get_labeled_images(self)) - newest.keys():  # taken out of the archive
+            SharedStore.remove_label(self, image_id, FINAL.value)
         for image_id, uid in newest.items():
             info = self.get_label_info(image_id, FINAL.value)
             if info.get("SeriesInstanceUID") == uid and info.get("read"):
@@ -190,7 +187,7 @@ class ArchiveStore(DICOMWebDatastore):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 label = write_label_file(label_map, self.get_image_uri(image_id), Path(folder, f"{image_id}.nii.gz"))
-                LocalDatastore.save_label(
+                SharedStore.save_label(
                     self, image_id, str(label), FINAL.value, {"SeriesInstanceUID": uid, "read": True}
                 )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import HTTPException
-from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from .names import require_ending, require_image_id, require_tag
+from .shared_store import SharedStore
 
 
-class FolderStore(LocalDatastore):
+class FolderStore(SharedStore):
     """MONAI Label's store, with names that can't lead out of its folder, and 404 for what isn't there.
 
     A link that lies in the folder is followed: who owns the folder has put it there.
