@@ -137,6 +137,24 @@ def test_a_finished_training_can_be_looked_up(make: Make, tmp_path: Path) -> Non
     assert socket.gethostname() not in environment
 
 
+def test_a_child_is_one_run_however_often_it_was_killed(make: Make) -> None:
+    def killed(**settings: Any) -> MLflowTracking:
+        tracking = make(**settings)
+        tracking.start(Engine(lambda *_: None))
+        tracking.termination.end()
+        return tracking
+
+    begun = killed(parent_run_id="a parent")
+    train(make(parent_run_id="a parent"))
+    (run,) = runs_of(begun)
+    assert (run.info.status, run.info.run_id) == ("FINISHED", begun.run_id)
+    train(make(parent_run_id="a parent"))  # what had finished is done again
+    killed(parent_run_id="another parent")
+    for _ in range(2):  # without a parent nobody says that it is the same training
+        killed()
+    assert len(runs_of(begun)) == 5
+
+
 def test_the_rows_of_the_history_are_what_is_logged(make: Make, tmp_path: Path) -> None:
     validator = SupervisedEvaluator(
         device=torch.device("cpu"),

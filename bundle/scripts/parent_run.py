@@ -11,7 +11,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from .run_settings import valid_key
-from .tracking import LOST, SQLITE, check_address, reach, unusable
+from .tracking_store import LOST, SQLITE, check_address, reach, unusable
 
 EXPERIMENT = "cyclic-committee"
 TAG = "cross_validation"

@@ -6,16 +6,10 @@ import logging
 import math
 import os
 import platform
-import re
-import socket
-import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import ignite
 import monai
@@ -24,7 +18,7 @@ import torch
 import yaml
 from ignite.engine import Engine, Events
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Param
+from mlflow.entities import LifecycleStage, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -32,14 +26,8 @@ from .errors import BadInput
 from .history import epoch_row
 from .run_settings import environment, hyper_parameters, plain, valid_key, without_password
 from .termination import Termination
+from .tracking_store import LOST, SQLITE, brief, check_address, close, database_of, reach, unusable
 
-SQLITE = "sqlite:///"
-LOST = (
-    MlflowException,
-    OSError,
-    ValueError,
-    sqlite3.Error,
-)  # what a failing store raises; the errors of requests are OSErrors
 PARAMETERS, METRICS = 100, 1000  # MLflow's limits for one request
 
 logger = logging.getLogger(__name__)
@@ -51,7 +39,8 @@ class MLflowTracking:
     tracking_uri: `sqlite:///path/mlflow.db`, whose files go into `mlruns` beside it, or a server's http(s) address.
     config: the merged config before it is resolved; kept whole as config.yaml, its settings as parameters.
     artifacts: files and folders that are added when the training ends; those that don't exist are passed over.
-    parent_run_id: of the run that this one stands under, such as a cross-validation's.
+    parent_run_id: of the run that this one stands under, such as a cross-validation's. It is one run however often it
+        is begun: the newest of this parent and `output_dir` that hasn't finished is continued.
     resume: continue the newest run of this experiment and `output_dir`; parameters keep their first values.
 
     It stands behind History, whose rows it logs, and before StatsHandler and CheckpointSaver: MONAI's handlers of an
@@ -168,26 +157,30 @@ class MLflowTracking:
         tags |= {module.__name__: str(module.__version__) for module in (torch, monai, ignite, np)}
         if self.parent_run_id:
             tags[MLFLOW_PARENT_RUN_ID] = self.parent_run_id
-        run_id = self._newest_run(experiment_id) if self.resume else None
+        run_id: str | None = next((run.info.run_id for run in self._runs(experiment_id) if self._goes_on(run)), None)
         if run_id is None:
-            found: str = self.client.create_run(experiment_id, tags=tags, run_name=self.run_name).info.run_id
-            return found
+            return str(self.client.create_run(experiment_id, tags=tags, run_name=self.run_name).info.run_id)
         self.client.update_run(run_id, status="RUNNING")
         for name, value in tags.items():
             self.client.set_tag(run_id, name, value)
         return run_id
 
-    def _newest_run(self, experiment_id: str) -> str | None:
+    def _goes_on(self, run: Run) -> bool:
+        tags = run.data.tags
+        unfinished_child = tags.get(MLFLOW_PARENT_RUN_ID) == self.parent_run_id and run.info.status != "FINISHED"
+        return tags.get("output_dir") == self.output_dir and (
+            self.resume or (self.parent_run_id is not None and unfinished_child)
+        )
+
+    def _runs(self, experiment_id: str) -> Iterator[Run]:
+        """Yield an experiment's runs, the newest first."""
         token: str | None = None
         while True:
             page = self.client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], page_token=token)
-            for run in page:
-                if run.data.tags.get("output_dir") == self.output_dir:
-                    found: str | None = run.info.run_id
-                    return found
+            yield from page
             token = page.token
             if not token:
-                return None
+                return
 
     def _log_settings(self, run_id: str) -> None:
         known = self.client.get_run(run_id).data.params  # MLflow refuses another value for the same name
@@ -213,10 +206,7 @@ class MLflowTracking:
             self._attempt("the last epochs", self._send)
         self._attempt("the end of the run", partial(self.client.set_terminated, self.run_id, status))
         self.run_id = ""
-        store = getattr(getattr(self.client, "_tracking_client", None), "store", None)
-        for engine in (getattr(store, "engine", None), getattr(store, "read_engine", None)):
-            if engine is not None:
-                engine.dispose()  # MLflow keeps the database open, and can't be asked to close it
+        close(self.client)
         self.termination.end()
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
@@ -225,45 +215,4 @@ class MLflowTracking:
             reach(self.tracking_uri)
             action()
         except LOST as error:
-            logger.warning(f"MLflow at {without_password(self.tracking_uri)} didn't take {what}: {_brief(error)}")
-
-
-def check_address(tracking_uri: str) -> None:
-    """Raise BadInput unless `tracking_uri` is that of a database or a server."""
-    if not re.match(r"sqlite:///[^:]|https?://[^/:]", tracking_uri):
-        raise BadInput(
-            f"tracking_uri must be sqlite:///path/to/mlflow.db or http(s)://server:port, "
-            f"got {without_password(tracking_uri)!r}: MLflow can't use plain files and folders any more"
-        )
-
-
-def unusable(tracking_uri: str, error: Exception) -> BadInput:
-    """Return the error that tells why the store can't be used."""
-    return BadInput(
-        f"tracking_uri {without_password(tracking_uri)} can't be used ({_brief(error)}): correct it, "
-        f"or switch tracking off with --track false"
-    )
-
-
-def reach(tracking_uri: str) -> None:
-    """Find out in seconds what MLflow would retry for minutes."""
-    if tracking_uri.startswith(SQLITE):
-        database = database_of(tracking_uri)
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(database, timeout=10)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-        return
-    server = urlsplit(tracking_uri)
-    by_proxy = not {server.scheme, "all"}.isdisjoint(getproxies()) and not proxy_bypass(server.hostname or "")
-    if not by_proxy:
-        port = server.port or {"http": 80, "https": 443}[server.scheme]
-        socket.create_connection((server.hostname, port), timeout=10).close()
-
-
-def database_of(tracking_uri: str) -> Path:
-    """Return the file of a sqlite store."""
-    return Path(tracking_uri.removeprefix(SQLITE).split("?")[0])
-
-
-def _brief(error: Exception) -> str:
-    return without_password(" ".join(str(error).split()))[:300]
+            logger.warning(f"MLflow at {without_password(self.tracking_uri)} didn't take {what}: {brief(error)}")
