@@ -76,14 +76,14 @@ def test_each_case_is_scored_once_and_stands_under_one_parent(
 
 def test_a_killed_one_goes_on_to_the_same_table(data_list: Path, phantoms: Path, tiny: Path, tmp_path: Path) -> None:
     tables = []
-    for name, kills in (("undisturbed", 0), ("killed", 2)):
+    landmarks = ["mlflow/mlruns/**/environment.txt", "fold_0/checkpoint.pt", "fold_0/model.pt"]
+    for name, kills in (("undisturbed", []), ("killed", landmarks)):
         out = tmp_path / name
         words = ["cross-validate", str(data_list), str(out), str(tiny), "--folds", "0", "--data_root", str(phantoms)]
         command = [sys.executable, "-c", COMMAND, *words]
-        for kill in range(kills):
+        for landmark in kills:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            landmark = out / "fold_0" / ("checkpoint.pt" if kill == 0 else "model.pt")
-            while not landmark.is_file() and process.poll() is None:
+            while not any(out.glob(landmark)) and process.poll() is None:
                 time.sleep(0.05)
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
@@ -92,6 +92,10 @@ def test_a_killed_one_goes_on_to_the_same_table(data_list: Path, phantoms: Path,
         tables.append((out / "scores.csv").read_text())
         history = json.loads((out / "fold_0" / "history.json").read_text())
         assert [row["epoch"] for row in history] == [1, 2]
+        client = MlflowClient(f"sqlite:///{out}/mlflow/mlflow.db")
+        [experiment] = [one for one in client.search_experiments() if one.name != "Default"]
+        runs = client.search_runs([experiment.experiment_id])
+        assert [run.info.status for run in runs] == ["FINISHED"] * 2  # the parent and its child
     assert tables[0] == tables[1]
 
 

@@ -52,27 +52,24 @@ def test_devices_are_named_if_there_are_any(monkeypatch: pytest.MonkeyPatch) -> 
 
 def interrupted(fold: Path, *, epochs: int) -> None:
     (fold / "models").mkdir()
-    begin_or_resume(fold, "a: 1\n", max_epochs=3)
+    begin_or_resume(fold, "a: 1\n")
     (fold / "output" / "checkpoint.pt").touch()
     (fold / "output" / "model_best.pt").touch()
     (fold / "output" / "history.json").write_text(json.dumps([{"epoch": n + 1} for n in range(epochs)]))
 
 
-def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
-    interrupted(tmp_path, epochs=2)
-    assert begin_or_resume(tmp_path, "a: 1\n", max_epochs=3)
+@pytest.mark.parametrize("epochs", [2, 3], ids=["with epochs left", "with only its end left"])
+def test_an_interrupted_training_goes_on(tmp_path: Path, epochs: int) -> None:
+    interrupted(tmp_path, epochs=epochs)
+    assert begin_or_resume(tmp_path, "a: 1\n")
     assert (tmp_path / "output" / "checkpoint.pt").is_file()
 
 
-@pytest.mark.parametrize(
-    ("overlay", "epochs", "ended"), [("a: 2\n", 2, False), ("a: 1\n", 3, False), ("a: 1\n", 3, True)]
-)
-def test_another_or_an_ended_training_begins_anew_with_nothing_left(
-    tmp_path: Path, overlay: str, epochs: int, ended: bool
-) -> None:
-    interrupted(tmp_path, epochs=epochs)
+@pytest.mark.parametrize(("overlay", "ended"), [("a: 2\n", False), ("a: 1\n", True)])
+def test_another_or_an_ended_training_begins_anew_with_nothing_left(tmp_path: Path, overlay: str, ended: bool) -> None:
+    interrupted(tmp_path, epochs=3)
     if ended:
         (tmp_path / "models" / "model.pt").touch()
-    assert not begin_or_resume(tmp_path, overlay, max_epochs=3)
+    assert not begin_or_resume(tmp_path, overlay)
     assert [path.name for path in tmp_path.rglob("*.*")] == ["overlay.yaml"]
     assert (tmp_path / "output" / "overlay.yaml").read_text() == overlay

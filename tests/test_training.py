@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,18 @@ def test_a_training_that_stopped_goes_on_to_the_same_weights_bit_by_bit(
         assert {k: v for k, v in straight.items() if "second" not in k} == {
             k: v for k, v in resumed.items() if "second" not in k
         }
+
+
+def test_a_training_that_stopped_after_its_last_epoch_only_ends(train: Train, tmp_path: Path) -> None:
+    output = train(tmp_path)
+    whole, history = weights(output / "model.pt"), (output / "history.json").read_text()
+    earlier = (output / "checkpoint.pt").stat().st_mtime - 1
+    for stopped in (lambda: (output / "model.pt").unlink(), lambda: os.utime(output / "model.pt", (earlier, earlier))):
+        stopped()
+        train(tmp_path, resume=True)
+        again = weights(output / "model.pt")
+        assert all(torch.equal(whole[key], again[key]) for key in whole)
+        assert (output / "history.json").read_text() == history
 
 
 def test_a_finished_training_says_so_when_it_is_resumed(train: Train, tmp_path: Path) -> None:

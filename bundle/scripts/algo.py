@@ -198,7 +198,7 @@ class CommitteeAlgo(BundleAlgo):
         parameters = {**self.tracking(), **(train_params or {})}
         overlay = with_given(planned, keys_of(parameters, training_config(fold, planned)))
         write_fold(fold, overlay)
-        resume = begin_or_resume(fold, overlay, max_epochs=int(training_config(fold, overlay)["max_epochs"]))
+        resume = begin_or_resume(fold, overlay)
         command = training_command(fold, self.device_setting, resume=resume)
         environment = training_environment(self.device_setting)
         done = subprocess.run(command, cwd=fold, env=environment, check=False)

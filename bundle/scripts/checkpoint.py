@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from .errors import BadInput, find_bad_input
+from .unfinished import remove_unfinished, unfinished_path
 
 
 class RandomStates:
@@ -68,7 +69,7 @@ class TrainingCheckpoint:
         """Set all parts and the engine as they were.
 
         Raises:
-            BadInput: no checkpoint, an unreadable one, one of another network, or a training that has ended.
+            BadInput: no checkpoint, an unreadable one, or one of another network.
         """
         max_epochs, device = engine.state.max_epochs, engine.state.device
         checkpoint = load_file(self.path, map_location=device)
@@ -81,20 +82,41 @@ class TrainingCheckpoint:
         load_parts({name: part for name, part in parts.items() if name != "random_states"}, checkpoint, self.path)
         engine.load_state_dict(checkpoint["trainer"])
         engine.state.max_epochs = max_epochs
-        if engine.state.epoch >= (max_epochs or 0):
-            raise BadInput(f"{self.path}: epoch {engine.state.epoch} is done already. Raise max_epochs above it.")
         self.parts["random_states"].load_state_dict(checkpoint["random_states"])
 
 
 class ResumeTraining:
-    """Load the checkpoint when training starts: the first of the handlers."""
+    """Load the checkpoint when training starts: the first of the handlers.
 
-    def __init__(self, checkpoint: TrainingCheckpoint) -> None:
-        self.checkpoint = checkpoint
+    A training that was stopped between its last checkpoint and its end has no epoch left: it only ends.
+
+    Args:
+        checkpoint: what it goes on from.
+        model_path: the weights that it ends with.
+    """
+
+    def __init__(self, checkpoint: TrainingCheckpoint, *, model_path: str) -> None:
+        self.checkpoint, self.model_path = checkpoint, Path(model_path)
 
     def attach(self, engine: Any) -> None:
         """Load at the start."""
-        engine.add_event_handler(Events.STARTED, self.checkpoint.load)
+        engine.add_event_handler(Events.STARTED, self.load)
+
+    def load(self, engine: Any) -> None:
+        """Load.
+
+        Raises:
+            BadInput: see `TrainingCheckpoint.load`; or a training that has ended.
+        """
+        self.checkpoint.load(engine)
+        path, epoch = self.checkpoint.path, engine.state.epoch
+        if epoch >= (engine.state.max_epochs or 0) and not older(self.model_path, path):
+            raise BadInput(f"{path}: epoch {epoch} is done already. Raise max_epochs above it.")
+
+
+def older(path: Path, than: Path) -> bool:
+    """Return whether a file was written before another one, or not at all."""
+    return not path.is_file() or path.stat().st_mtime_ns < than.stat().st_mtime_ns
 
 
 class SaveTraining:
@@ -210,7 +232,8 @@ def load_file(path: Path, *, map_location: Any) -> dict[str, Any]:
 def save_whole(content: Mapping[str, Any], path: Path) -> None:
     """Save under a temporary name, then rename: the file is never seen half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    remove_unfinished(path.parent)
+    unfinished = unfinished_path(path)
     try:
         torch.save(dict(content), unfinished)
         os.replace(unfinished, path)

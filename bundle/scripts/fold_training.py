@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from .fold_bundle import OVERLAY
-from .history import read_history
 from .unfinished import write_whole
 
 
@@ -49,7 +48,7 @@ def training_environment(device_setting: Mapping[str, Any]) -> dict[str, str]:
     return {**os.environ, "PYTHONWARNINGS": "ignore", **({"CUDA_VISIBLE_DEVICES": visible} if visible else {})}
 
 
-def begin_or_resume(fold: Path, overlay: str, *, max_epochs: int) -> bool:
+def begin_or_resume(fold: Path, overlay: str) -> bool:
     """Return whether a training goes on; else take away what an earlier one left, so that nothing of it is mistaken.
 
     It goes on if it was interrupted, and the overlay is the one that it began with.
@@ -57,15 +56,12 @@ def begin_or_resume(fold: Path, overlay: str, *, max_epochs: int) -> bool:
     Args:
         fold: the fold's folder.
         overlay: the text of the overlay.
-        max_epochs: of the training.
     """
     output, model = fold / "output", fold / "models" / "model.pt"
     began_with, checkpoint, history = output / OVERLAY, output / "checkpoint.pt", output / "history.json"
-    if checkpoint.is_file() and not model.is_file() and began_with.is_file():
-        rows = read_history(history)
-        same = began_with.read_text(encoding="utf-8") == overlay
-        if same and (not rows or rows[-1]["epoch"] < max_epochs):
-            return True
+    interrupted = checkpoint.is_file() and not model.is_file() and began_with.is_file()
+    if interrupted and began_with.read_text(encoding="utf-8") == overlay:
+        return True
     for left in (checkpoint, model, history, output / "model_best.pt"):
         left.unlink(missing_ok=True)
     output.mkdir(exist_ok=True)
