@@ -82,7 +82,7 @@ def main(
         print(f"undisturbed: {whole_s:.0f} s", flush=True)
         for kill in range(kills):
             process = begin(killed)
-            alive_s = dice.uniform(0.1, 0.9) * whole_s / max(1, kills - 1)
+            alive_s = dice.uniform(0.05, 1) * whole_s / kills
             try:
                 process.wait(alive_s)
                 break
