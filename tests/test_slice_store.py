@@ -19,6 +19,7 @@ from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.normalisation import ClipAndStandardise, StandardiseImage
 from cyclic_committee.scripts.resampling import NormaliseThenResample, ResampleThenNormalise, resample_slices
 from cyclic_committee.scripts.slice_store import index_foreground, store_cases
+from cyclic_committee.scripts.unfinished import HOST, UNFINISHED
 
 
 def cases_of(folder: Path) -> list[dict[str, str]]:
@@ -298,8 +299,8 @@ def test_killed_at_any_moment_and_started_again_the_store_is_the_same_byte_for_b
     process.send_signal(signal.SIGKILL)
     process.communicate()
     finished = contents(broken)
-    (broken / f".unfinished-{process.pid}-left").mkdir()  # as if it had died while writing
-    (broken / f".unfinished-{process.pid}-left" / "label.nii").write_bytes(b"half")
+    (broken / f"{UNFINISHED}{HOST}-{process.pid}-left").mkdir()  # as if it had died while writing
+    (broken / f"{UNFINISHED}{HOST}-{process.pid}-left" / "label.nii").write_bytes(b"half")
     store_cases(cases_of(phantoms), folder=broken, preparation=preparation(spacing_mm=[1.0, 1.0]))
     assert contents(broken) == contents(straight)
     assert finished.items() <= contents(broken).items() or any(".unfinished" in name for name in finished)

@@ -63,6 +63,7 @@ class TrainingCheckpoint:
         """Save all parts and the engine's place."""
         parts = {**self.parts, "grad_scaler": engine.grad_scaler}
         checkpoint = {name: part.state_dict() for name, part in parts.items()}
+        remove_unfinished(self.path.parent)
         save_whole({**checkpoint, "trainer": engine.state_dict()}, self.path)
 
     def load(self, engine: Any) -> None:
@@ -232,7 +233,6 @@ def load_file(path: Path, *, map_location: Any) -> dict[str, Any]:
 def save_whole(content: Mapping[str, Any], path: Path) -> None:
     """Save under a temporary name, then rename: the file is never seen half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(path.parent)
     unfinished = unfinished_path(path)
     try:
         torch.save(dict(content), unfinished)
