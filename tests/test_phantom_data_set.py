@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.label_noise import WAYS, choose_corruptions
 from cyclic_committee.scripts.phantom import LABELS, Phantom, make_phantom
 from cyclic_committee.scripts.phantom_data_set import LAYOUTS, agreement, write_phantoms
+from cyclic_committee.scripts.unfinished import HOST, UNFINISHED
 
 FILES = {
     "flare21": ["TrainingImg/train_000_0000.nii.gz", "TrainingMask/train_000.nii.gz"],
@@ -174,10 +177,14 @@ def test_writing_again_gives_the_same_bytes_and_replaces_another_seed(small: Non
 
 def test_a_set_may_grow(small: None, tmp_path: Path) -> None:
     write_phantoms(tmp_path, cases=1, layout="nnunet")
-    (tmp_path / "imagesTr" / ".tmp-phantom_007.nii.gz").touch()  # left behind by a process that was killed
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / "imagesTr" / f"{UNFINISHED}{HOST}-{ended.pid}-phantom_007.nii.gz"
+    left.touch()  # by a process that was killed
     (tmp_path / "notes.txt").touch()
     write_phantoms(tmp_path, cases=2, layout="nnunet")
     assert json.loads((tmp_path / "dataset.json").read_text())["numTraining"] == 2
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(
@@ -281,7 +288,7 @@ def test_what_is_said_of_a_set_vanishes_before_its_files_change(
     ]
     assert not (tmp_path / "dataset.json").exists()
     assert not (tmp_path / "corruption.csv").exists()
-    assert not [name for name in content(tmp_path) if ".tmp" in name]
+    assert not [name for name in content(tmp_path) if UNFINISHED in name]
 
 
 def test_agreement_is_over_the_organs_that_are_there() -> None:

@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 
 from .errors import BadInput
 from .pictures import draw_curves
+from .unfinished import write_whole
 
 
 class History:
@@ -86,10 +87,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
 def write_history(rows: list[dict[str, float]], path: Path) -> None:
     """Write rows as JSON, one a line, whole or not at all. JSON has neither NaN nor infinity: they become null."""
     strict = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text("[\n" + ",\n".join(json.dumps(row) for row in strict) + "\n]\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, "[\n" + ",\n".join(json.dumps(row) for row in strict) + "\n]\n")
 
 
 def _numbers(values: Mapping[str, object]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 
 from .errors import BadInput
+from .unfinished import unfinished_path
 from .volumes import open_volume
 
 
@@ -112,7 +113,7 @@ def write_label_file(label: np.ndarray, image_path: str | Path, path: Path) -> P
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the display range of the image is none for labels
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    unfinished = unfinished_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(type(image)(label.astype(np.uint8, copy=False), image.affine, header), unfinished)

@@ -22,6 +22,7 @@ from .errors import BadInput
 from .label_noise import WAYS, Label, check_ways, choose_corruptions, corrupt_somehow, is_share
 from .metrics import dice
 from .phantom import LABELS, make_phantom
+from .unfinished import remove_unfinished, unfinished_path
 
 CLEAN_LABELS, CORRUPTION, DESCRIPTION = "clean_labels", "corruption.csv", "dataset.json"
 SUFFIX = ".nii.gz"
@@ -214,10 +215,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         BadInput: the disk is full, the folder can't be written to, ...
     """
-    unfinished = path.with_name(f".tmp-{path.name}")
+    unfinished = unfinished_path(path)
     try:
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(path.parent)
             yield unfinished
             os.replace(unfinished, path)
     finally:

@@ -20,6 +20,7 @@ from .case_files import CHANNEL_SUFFIX, list_volumes
 from .errors import BadInput
 from .metrics import OrganScore, ScoreRow, as_rows, check_tolerance, crop_to_foreground, organ_names, organ_scores
 from .parallel import for_each
+from .unfinished import write_whole
 from .volumes import as_label_ids, case_name, grid_shift_mm, open_volume, read_voxels, tolerable_shift_mm
 
 COLUMNS = ("case", "label", "organ", "dsc", "nsd")
@@ -65,7 +66,7 @@ def write_csv(rows: Iterable[ScoreRow], path: PathLike) -> None:
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
     table.writerows({**row, "dsc": f"{row['dsc']:.6f}", "nsd": f"{row['nsd']:.6f}"} for row in rows)
-    _replace(path, text.getvalue())
+    write_whole(Path(path), text.getvalue())
 
 
 def read_csv(path: PathLike) -> list[ScoreRow]:
@@ -85,7 +86,7 @@ def read_csv(path: PathLike) -> list[ScoreRow]:
 
 def write_json(summary: Mapping[str, Any], path: PathLike) -> None:
     """Write the summary; an existing file is replaced as a whole."""
-    _replace(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_whole(Path(path), json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def summarise(rows: Sequence[ScoreRow]) -> dict[str, Any]:
@@ -180,18 +181,6 @@ def _case_means(rows: Iterable[ScoreRow], score: Literal["dsc", "nsd"]) -> list[
 
 def _percent(score: Mapping[str, float]) -> str:
     return f"{100 * score['mean']:.1f} ± {100 * score['sd']:.1f}"
-
-
-def _replace(path: PathLike, text: str) -> None:
-    """Write under another name first: a reader, or a crash, never meets half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _match(predictions: Sequence[Path], references: Sequence[Path]) -> dict[str, tuple[Path, Path]]:

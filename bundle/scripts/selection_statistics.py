@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from ignite.engine import Events
 from monai.utils import string_list_all_gather
 from torch import Tensor
+
+from .unfinished import write_whole
 
 
 class SelectionStatistics:
@@ -90,14 +92,12 @@ def epoch_statistics(learned: Tensor, kept: Tensor, scores: Tensor) -> dict[str,
 
 def write_counts(counts: dict[str, list[int]], path: Path) -> None:
     """Write case, slice, and how often members saw and dropped it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", "slice", "seen", "dropped"])
-        rows = []
-        for place, (seen, dropped) in counts.items():
-            case, index = place.rsplit("/", 1)
-            rows.append((case, int(index), seen, dropped))
-        writer.writerows(sorted(rows))
-    os.replace(unfinished, path)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["case", "slice", "seen", "dropped"])
+    rows = []
+    for place, (seen, dropped) in counts.items():
+        case, index = place.rsplit("/", 1)
+        rows.append((case, int(index), seen, dropped))
+    writer.writerows(sorted(rows))
+    write_whole(path, text.getvalue())

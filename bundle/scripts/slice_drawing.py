@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .errors import BadInput
+from .unfinished import unfinished_path
 
 # After Okabe and Ito, safe for the colour-blind: dark blue would vanish on CT.
 ON_CT = ("#56B4E9", "#E69F00", "#FF7FC8", "#F0E442", "#00C08B", "#FF7F3F")
@@ -147,6 +148,6 @@ def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a PNG whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = unfinished_path(path)
     FigureCanvasAgg(figure).print_png(unfinished)
     os.replace(unfinished, path)
