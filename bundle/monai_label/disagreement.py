@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import requests
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -42,8 +43,11 @@ class DisagreementScoring(ScoringMethod):
         for image_id in images:
             try:
                 found[image_id] = volume_disagreement(predictor, datastore.get_image_uri(image_id))
-            except Exception as error:  # one image, or the archive at this moment: the others are scored
-                logger.warning(f"{image_id}: not scored ({find_bad_input(error) or error!r})")
+            except (requests.RequestException, OSError) as error:  # the archive or the disk, now: it stays waiting
+                logger.warning(f"{image_id}: not scored now ({error})")
+                continue
+            except Exception as error:  # this image: the others are scored
+                logger.warning(f"{image_id}: can't be scored ({find_bad_input(error) or error!r})")
                 found[image_id] = None
             self.scores.put(image_id, found[image_id], weights)
         return found
