@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +23,8 @@ from cyclic_committee.scripts.volumes import (
     require_same_grid,
 )
 
+LOAD = "from cyclic_committee.scripts.volumes import LoadVolumed; LoadVolumed('image')"
+
 
 def write(path: Path, voxels: np.ndarray | None = None, affine: np.ndarray | None = None) -> Path:
     voxels = np.zeros((6, 5, 4), np.int16) if voxels is None else voxels
@@ -40,6 +44,11 @@ def truncated(path: Path) -> Path:
 )
 def test_a_case_is_called_by_its_file(name: str, case: str) -> None:
     assert case_name(name) == case
+
+
+def test_monais_readers_for_other_formats_say_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)
+    assert "dicom" not in done.stderr
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

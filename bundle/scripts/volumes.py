@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
+import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -246,7 +248,10 @@ class LoadVolumed(LoadImaged):
     """
 
     def __init__(self, keys: Any, **arguments: Any) -> None:
-        super().__init__(keys, **{"reader": CompactReader(), "dtype": None, **arguments})
+        logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+        with warnings.catch_warnings():  # MONAI makes all of its readers, and tells that a GPU's for DICOM lacks parts
+            warnings.simplefilter("ignore")
+            super().__init__(keys, **{"reader": CompactReader(), "dtype": None, **arguments})
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         """Return the data with each key's files replaced by their volume, a MetaTensor."""
