@@ -227,7 +227,10 @@ def main(
     if one:
         measure(one, size=size, steps=steps, config=config)
         return
-    names = [sides] if isinstance(sides, str) else list(sides or SIDES)
+    names = sides.split(",") if isinstance(sides, str) else list(sides or SIDES)
+    unknown = set(names) - set(SIDES)
+    if unknown:
+        sys.exit(f"error: --sides: there is no {min(unknown)}. Choose among {', '.join(SIDES)}.")
     if not find_spec("nnunetv2"):
         names = [name for name in names if not name.startswith("nnU-Net")]
         print("nnU-Net isn't installed, so it isn't measured: pip install nnunetv2==2.8.1")
