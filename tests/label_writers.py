@@ -1,7 +1,7 @@
 """A process of the label server's whose threads all use the studies at once; for another environment's tests.
 
-`label_writers.py STUDIES NAME`: says `ready`, waits for a line, and prints what each thread did on each image, what
-went wrong, and after a second line what it knows of the images.
+`label_writers.py STUDIES NAME`: says `ready`, waits for a line, and prints what went wrong; after a second line, what
+it knows of the images.
 """
 
 from __future__ import annotations

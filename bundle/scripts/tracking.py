@@ -157,7 +157,8 @@ class MLflowTracking:
         tags |= {module.__name__: str(module.__version__) for module in (torch, monai, ignite, np)}
         if self.parent_run_id:
             tags[MLFLOW_PARENT_RUN_ID] = self.parent_run_id
-        run_id: str | None = next((run.info.run_id for run in self._runs(experiment_id) if self._goes_on(run)), None)
+        known = self._runs(experiment_id) if self.resume or self.parent_run_id else ()
+        run_id: str | None = next((run.info.run_id for run in known if self._goes_on(run)), None)
         if run_id is None:
             return str(self.client.create_run(experiment_id, tags=tags, run_name=self.run_name).info.run_id)
         self.client.update_run(run_id, status="RUNNING")
@@ -167,10 +168,8 @@ class MLflowTracking:
 
     def _goes_on(self, run: Run) -> bool:
         tags = run.data.tags
-        unfinished_child = tags.get(MLFLOW_PARENT_RUN_ID) == self.parent_run_id and run.info.status != "FINISHED"
-        return tags.get("output_dir") == self.output_dir and (
-            self.resume or (self.parent_run_id is not None and unfinished_child)
-        )
+        interrupted = tags.get(MLFLOW_PARENT_RUN_ID) == self.parent_run_id and run.info.status != "FINISHED"
+        return tags.get("output_dir") == self.output_dir and (self.resume or interrupted)
 
     def _runs(self, experiment_id: str) -> Iterator[Run]:
         """Yield an experiment's runs, the newest first."""
