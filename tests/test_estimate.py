@@ -17,7 +17,7 @@ from monai.inferers import SimpleInferer
 from monai.networks.nets import SegResNet
 from torch import Tensor, nn
 
-from cyclic_committee.scripts import command_line
+from cyclic_committee.scripts import command_line, native_build
 from cyclic_committee.scripts import estimate as estimate_module
 from cyclic_committee.scripts.errors import BadInput
 from cyclic_committee.scripts.estimate import Estimate, duration, estimate, format_estimate, work
@@ -64,7 +64,8 @@ def test_the_default_is_the_papers_network_and_60_forward_passes_an_iteration() 
 
 @pytest.mark.usefixtures("untimed")
 def test_two_forward_passes_need_less_memory_and_78_units_of_work() -> None:
-    once, twice = (estimate([SMALL], {**TINY, **more}) for more in ({}, TWICE))
+    wider = {**TINY, "member#features": [16, 32, 64]}
+    once, twice = (estimate([SMALL], {**wider, **more}) for more in ({}, TWICE))
     assert twice.iteration_macs / once.iteration_macs == 78 / 60
     assert twice.memory["CPU"]["activations"] < 0.5 * once.memory["CPU"]["activations"]
     assert twice.memory["CUDA"]["activations"] < 0.5 * once.memory["CUDA"]["activations"]
@@ -91,6 +92,17 @@ def test_what_is_kept_for_the_backward_pass_is_what_the_forward_pass_really_keep
     kept, _, outputs = forward_sizes(trace(network, image, **context))
     # traced, GroupNorm's few statistics are bfloat16; computed, they are float32
     assert sum({**kept, **outputs}.values()) == pytest.approx(sum(held.values()), rel=0.002)
+
+
+@pytest.mark.skipif(not native_build.find_compiler(), reason="there is no C++ compiler")
+def test_a_gpu_keeps_what_pytorchs_own_operators_keep() -> None:
+    settings = read_settings([SMALL], {**TINY, "member#features": [16, 32, 64]})
+    on_cpu = member_footprint(settings.members[0], settings)
+    on_gpu = member_footprint(settings.members[0], settings, device="CUDA")
+    assert on_cpu is not None
+    assert on_gpu is not None
+    assert on_gpu.outputs == on_cpu.outputs
+    assert on_gpu.kept > 1.5 * on_cpu.kept  # InstanceNorm's input and LeakyReLU's result
 
 
 def test_the_peak_of_a_pass_is_that_of_its_operators() -> None:
@@ -148,7 +160,7 @@ def test_twice_the_samples_take_twice_the_activations() -> None:
         settings = read_settings([SMALL], {**TINY, "precision": "float32", "batch_size": batch})
         member = member_footprint(settings.members[0], settings)
         assert member is not None
-        found.append(activations(settings, [member] * 3)[0])
+        found.append(activations(settings, [member] * 3))
     assert found[1] / found[0] == pytest.approx(2, rel=0.05)
 
 
@@ -172,7 +184,7 @@ def test_what_one_pass_cannot_do_is_estimated_as_two_or_not_at_all() -> None:
 
 @pytest.mark.usefixtures("untimed")
 def test_a_network_that_cannot_be_traced_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate_module, "member_footprint", lambda *_: None)
+    monkeypatch.setattr(estimate_module, "member_footprint", lambda *_, **__: None)
     found = estimate([SMALL], TINY)
     assert found.memory["CPU"]["activations"] == 0
     assert "member 0 (UNet2d): can't be traced, so its activations are not in it." in format_estimate(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,13 +15,13 @@ from monai.networks.nets import BasicUNet, DynUNet, SegResNet, UNet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cyclic_committee.scripts import streams
-from cyclic_committee.scripts.forward import CompiledForward, OneForward, Passes, TwoForwards
+from cyclic_committee.scripts import forward, native_build, streams
+from cyclic_committee.scripts.forward import CompiledForward, OneForward, Passes, TwoForwards, WholeGraph
 from cyclic_committee.scripts.loss import NnUNetLoss, finest
 from cyclic_committee.scripts.network import UNet2d
 from cyclic_committee.scripts.precision import autocast
 from cyclic_committee.scripts.streams import SideStreams
-from cyclic_committee.scripts.traced import Rows
+from cyclic_committee.scripts.traced import Rows, trace
 
 SAMPLES, SIZE = 5, 32
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -91,6 +92,47 @@ def test_bfloat16_gives_plain_autograds_gradients_to_its_rounding(kind: str) -> 
     ours = by(OneForward(), network, [0, 3, 4], "bfloat16")
     assert_same(ours, plain(network, [0, 3, 4], "bfloat16"), tolerance=0.02)
     assert ours[0].dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not native_build.find_compiler(), reason="there is no C++ compiler")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_is_computed_again_takes_less_memory_and_changes_no_bit(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = UNet2d(in_channels=1, out_channels=3, features=[8, 16, 16])
+    context = {"inferer": SimpleInferer(), "autocast": autocast("cpu", precision)}
+    kept = {again: trace(network.train(), batch()[0], recompute=again, **context) for again in (True, False)}
+    size = {again: sum(shape.numel() for shape in parts.saved) for again, parts in kept.items()}
+    assert size[True] < 0.65 * size[False]
+    for parts, copies in ((kept[True], 2), (kept[False], 0)):
+        assert [str(node.target) for node in parts.backward.graph.nodes].count("aten.cat.default") == copies
+    found = by(OneForward(), network, [0, 3, 4], precision)
+    monkeypatch.setattr(forward, "trace", partial(trace, recompute=False))
+    expected = by(OneForward(), network, [0, 3, 4], precision)
+    assert torch.equal(found[0], expected[0])
+    for gradient, other in zip(found[1], expected[1], strict=True):
+        assert gradient is other is None or torch.equal(gradient, other)
+
+
+class ChangesWhatItJoined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 3, padding=1)
+        self.last, self.other = nn.Conv2d(8, 3, 3, padding=1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        left, right = self.left(image), self.right(image)
+        joined = torch.cat([left, right], dim=1)
+        left.mul_(2)
+        return self.last(joined) + self.other(left)
+
+
+def test_what_changed_since_it_was_joined_is_not_joined_again() -> None:
+    torch.manual_seed(0)
+    network, run = ChangesWhatItJoined(), OneForward()
+    assert_same(by(run, network, [0, 2, 3]), plain(network, [0, 2, 3]), tolerance=2e-6)
+    assert not run.fallback
 
 
 def test_a_head_that_the_loss_leaves_out_has_no_gradient() -> None:
@@ -169,6 +211,27 @@ def test_a_network_that_one_pass_would_get_wrong_runs_twice_and_the_log_says_so(
         for _ in range(2):
             assert_same(by(run, network, [0, 2, 3]), expected, tolerance=1e-6)
     assert [record.getMessage().startswith(reason) for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("passes", [OneForward, TwoForwards])
+@pytest.mark.parametrize("kind", [WithBatchNorm, LooksAtValues])
+def test_such_a_network_runs_no_more_than_twice(kind: type[nn.Module], passes: type[Passes]) -> None:
+    torch.manual_seed(0)
+    network, run = kind(), passes()
+    expected = plain(network, [1, 4])
+    assert_same(by(run, network, [1, 4]), expected, tolerance=5e-6)
+    calls = []
+    hook = network.register_forward_hook(lambda _module, inputs, _output: calls.append(len(inputs[0])))
+    assert_same(by(run, network, [1, 4]), expected, tolerance=5e-6)
+    hook.remove()
+    assert calls == [SAMPLES, 2]
+
+
+def test_a_whole_graph_is_one_run_by_autograd() -> None:
+    torch.manual_seed(0)
+    network = NETWORKS["UNet2d"]()
+    for chosen in ([0, 2, 4], [1], [0, 1, 2, 3, 4]):
+        assert_same(by(WholeGraph(), network, chosen), plain(network, chosen), tolerance=2e-6)
 
 
 def test_dropout_is_drawn_once_for_scores_and_gradients() -> None:

@@ -169,6 +169,23 @@ def test_the_number_of_threads_changes_no_bit(
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_from_its_statistics_the_result_comes_again_to_the_bit(
+    shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    module, x = layer(shape[1]), channels_last(*shape, dtype=dtype)
+    assert fused_norm.native_is_there()
+    y, mean, rstd = torch.ops.cyclic_committee.instance_norm_leaky_relu(x, module.weight, module.bias, 1e-5, 0.01)
+    again = torch.ops.cyclic_committee.instance_norm_leaky_relu_again
+    assert torch.equal(again(x, mean, rstd, module.weight, module.bias, 0.01), y)
+    last = torch.equal(again(x[-1:], mean[-1:], rstd[-1:], module.weight, module.bias, 0.01), y[-1:])
+    assert last  # whatever the number of samples, and so the threads of each
+    with pytest.raises(RuntimeError, match="mean and rstd must be"):
+        again(x, mean[:, :0], rstd, module.weight, module.bias, 0.01)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_result_keeps_dtype_and_order_in_memory(dtype: torch.dtype) -> None:
     x = channels_last(2, 8, 6, 10, dtype=dtype)
     y, dx, *_ = results(lambda *tensors: layer(8)(tensors[0]) + 0 * sum(t.sum() for t in tensors[1:]).to(dtype),
@@ -259,6 +276,8 @@ def test_the_operators_are_what_pytorch_expects_of_operators(dtype: torch.dtype)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(forward, (x, weight, bias, 1e-5, 0.01), test_utils=checks)
     _, mean, rstd = forward(x, weight, bias, 1e-5, 0.01)
+    again = torch.ops.cyclic_committee.instance_norm_leaky_relu_again.default
+    torch.library.opcheck(again, (x, mean, rstd, weight, bias, 0.01), test_utils=checks)
     torch.library.opcheck(backward, (x, x, mean, rstd, weight, bias, 0.01), test_utils=checks)
 
 
@@ -276,6 +295,17 @@ def test_the_operator_refuses_what_it_can_not_compute(x: Tensor, weight: Tensor)
     assert fused_norm.native_is_there()
     with pytest.raises(RuntimeError, match="must be"):
         torch.ops.cyclic_committee.instance_norm_leaky_relu(x, weight, torch.zeros(3), 1e-5, 0.01)
+
+
+@needs_compiler
+def test_without_onednn_all_goes_pytorchs_way() -> None:
+    module, x = layer(3), channels_last(2, 3, 4, 6)
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        assert not fused_norm.is_for_native(x, module.weight, module.bias)
+        assert not fused_norm.wants_channels_last(x)
+        expected = module(x)
+    assert fused_norm.is_for_native(x, module.weight, module.bias)
+    assert torch.allclose(module(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("export", ["script", "trace", "export"])

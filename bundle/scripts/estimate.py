@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .allocator import keep_freed_memory
 from .errors import BadInput
 from .estimate_settings import Settings, read_settings
-from .memory_estimate import available_bytes, member_footprint, memory_table, resident_bytes, step_bytes
+from .memory_estimate import available_bytes, cpu_memory, cuda_memory, member_footprint, resident_bytes, step_bytes
 from .model_size import count_macs
 from .time_estimate import loading_seconds, member_seconds
 
@@ -63,18 +63,22 @@ def estimate(config_files: Sequence[str], overrides: Mapping[str, Any] | None = 
         footprints = {}
         for kind, k in first.items():
             with bad_input_of(names[k], settings):
-                footprints[kind] = member_footprint(members[k], settings)
+                for device in free:
+                    footprints[device, kind] = member_footprint(members[k], settings, device=device)
             bar.update()
         libraries = resident_bytes()
         keep_freed_memory()
-        of_members = [footprints[kind] for kind in kinds]
-        needed = max(step_bytes(settings, of_one) for of_one in of_members)
+        of_members = {device: [footprints[device, kind] for kind in kinds] for device in free}
+        needed = max(step_bytes(settings, of_one) for of_one in of_members["CPU"])
         seconds = None
         if free["CPU"] is None or needed < free["CPU"]:
             bar.set_description("timing")
             seconds = seconds_of(settings, kinds, names, bar)
-    memory = memory_table(settings, of_members, libraries=libraries)
-    learning = [2 if of_one is not None and of_one.in_one_pass else 3 for of_one in of_members]
+    memory = {
+        "CPU": cpu_memory(settings, of_members["CPU"], libraries=libraries),
+        "CUDA": cuda_memory(settings, of_members["CUDA"]),
+    }
+    learning = [2 if of_one is not None and of_one.in_one_pass else 3 for of_one in of_members["CPU"]]
     parameters = [sum(parameter.numel() for parameter in member.parameters()) for member in members]
     macs = [count_macs(member, settings.shape) for member in members]  # the last: it takes the weights away
     return Estimate(
@@ -91,7 +95,9 @@ def estimate(config_files: Sequence[str], overrides: Mapping[str, Any] | None = 
         iteration_s=seconds,
         threads=torch.get_num_threads(),
         notes=notes_on(
-            settings, [names[first[kind]] for kind in first if footprints[kind] is None], timed=seconds is not None
+            settings,
+            [names[k] for kind, k in first.items() if footprints["CPU", kind] is None],
+            timed=seconds is not None,
         ),
     )
 

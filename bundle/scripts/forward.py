@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,30 +47,60 @@ class Passes(ABC):
         """Run a member, in train mode, on all samples: `(samples, channels, height, width)`."""
 
 
+class WholeGraph(Passes):
+    """Run a member as PyTorch does by itself: what the backward pass needs is kept of all samples."""
+
+    def __call__(self, member: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast) -> Forward:
+        """See `Passes`."""
+        return ForwardByAutograd(member, image, inferer=inferer, autocast=autocast)
+
+
+class ForwardByAutograd(Forward):
+    """A run that autograd has recorded."""
+
+    def __init__(self, member: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast) -> None:
+        with autocast:
+            self.output = inferer(image, member)
+        self.logits = finest(self.output).detach()
+
+    def backward(self, rows: Rows, loss: Loss) -> None:
+        """See `Forward`."""
+        output, self.output = self.output, None
+        chosen = output[rows.order] if isinstance(output, Tensor) else [head[rows.order] for head in output]
+        loss(chosen).backward()
+
+
 class TwoForwards(Passes):
     """Score without gradients, then run forward and backward again on the chosen samples: the plain way.
 
     Only one member's intermediate results are in memory at a time, those of the chosen samples.
+
+    Args:
+        learning: runs the chosen samples; by default `OneForward`, which keeps less of them than autograd does.
     """
+
+    def __init__(self, learning: Passes | None = None) -> None:
+        self.learning = learning or OneForward(otherwise=WholeGraph())
 
     def __call__(self, member: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast) -> Forward:
         """See `Passes`."""
-        return ForwardTwice(member, image, inferer=inferer, autocast=autocast)
+        return ForwardTwice(member, image, inferer=inferer, autocast=autocast, learning=self.learning)
 
 
 class ForwardTwice(Forward):
     """A run without gradients; another follows for the chosen samples."""
 
-    def __init__(self, member: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast) -> None:
-        self.member, self.image, self.inferer, self.autocast = member, image, inferer, autocast
+    def __init__(
+        self, member: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast, learning: Passes
+    ) -> None:
+        self.image = image
         with torch.no_grad(), autocast:
             self.logits = finest(inferer(image, member))
+        self.again = partial(learning, member, inferer=inferer, autocast=autocast)
 
     def backward(self, rows: Rows, loss: Loss) -> None:
         """See `Forward`."""
-        with self.autocast:
-            output = self.inferer(self.image[rows.order], self.member)
-        loss(output).backward()
+        self.again(self.image[rows.order]).backward(Rows.of(range(len(rows.order))), loss)
 
 
 class OneForward(Passes):
@@ -78,12 +109,15 @@ class OneForward(Passes):
     Where each sample is seen by itself (InstanceNorm, GroupNorm; not BatchNorm), a dropped sample's backward pass is
     waste. So what the forward pass has left behind is reduced to the chosen samples: 60 units of work (one sample's
     forward pass) for three members and 8 samples, against 78 of `TwoForwards`. Choices and gradients are the same, to
-    rounding. All members' intermediate results are in memory at once.
+    rounding. All members' intermediate results are in memory at once, but for those that are cheap to compute again.
 
-    A member that mixes samples, or that PyTorch can't trace, is run by `TwoForwards`; the log says so.
+    Args:
+        otherwise: runs a member that mixes samples, or that PyTorch can't trace; the log says so. By default it runs
+            twice, both times by autograd.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, otherwise: Passes | None = None) -> None:
+        self.otherwise = otherwise
         self.streams: dict[tuple[int, torch.device], SideStreams] = {}
         self.known: WeakKeyDictionary[nn.Module, dict[Any, Parts]] = WeakKeyDictionary()
         self.fallback: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()
@@ -104,7 +138,7 @@ class OneForward(Passes):
             obstacle = obstacle_of(parts, len(image))
             if obstacle:
                 log.warning("%s %s: it runs twice over every mini-batch.", type(member).__name__, obstacle)
-                self.fallback[member] = TwoForwards()
+                self.fallback[member] = self.otherwise or TwoForwards(learning=WholeGraph())
         if member in self.fallback:
             return self.fallback[member](member, image, inferer=inferer, autocast=autocast)
         return ForwardOnce(member, image, parts=parts, run=self.run)

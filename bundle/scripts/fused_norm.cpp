@@ -214,10 +214,10 @@ void statistics(const Cut& cut, const T* x, float eps, float* mean, float* rstd)
   }
 }
 
+// y = LeakyReLU of x normalised by these statistics, with which the forward and the backward pass get the same bits.
 template <class T>
-void forward_sample(const Cut& cut, const T* x, const float* weight, const float* bias, float eps, float slope, T* y,
-                    float* mean, float* rstd) {
-  statistics(cut, x, eps, mean, rstd);
+void normalise_sample(const Cut& cut, const T* x, const float* mean, const float* rstd, const float* weight,
+                      const float* bias, float slope, T* y) {
   std::vector<float> rows(3 * cut.width);
   float *centre = rows.data(), *scale = centre + cut.width, *offset = scale + cut.width;
   for (int64_t c = 0; c < cut.channels; ++c) {
@@ -296,14 +296,28 @@ template <class T>
 void forward_all(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps, float slope, Tensor& y,
                  Tensor& mean, Tensor& rstd) {
   const Cut cut(x.size(1), x.size(2) * x.size(3));
-  const int64_t numbers = cut.channels * cut.pixels;
+  const int64_t channels = cut.channels, numbers = channels * cut.pixels;
   const T* from = static_cast<const T*>(x.const_data_ptr());
   T* to = static_cast<T*>(y.mutable_data_ptr());
   const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
   float *m = mean.mutable_data_ptr<float>(), *r = rstd.mutable_data_ptr<float>();
   for_samples(x.size(0), numbers, [&](int64_t n) {
-    forward_sample(cut, from + n * numbers, w, b, eps, slope, to + n * numbers, m + n * cut.channels,
-                   r + n * cut.channels);
+    statistics(cut, from + n * numbers, eps, m + n * channels, r + n * channels);
+    normalise_sample(cut, from + n * numbers, m + n * channels, r + n * channels, w, b, slope, to + n * numbers);
+  });
+}
+
+template <class T>
+void again_all(const Tensor& x, const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor& bias,
+               float slope, Tensor& y) {
+  const Cut cut(x.size(1), x.size(2) * x.size(3));
+  const int64_t channels = cut.channels, numbers = channels * cut.pixels;
+  const T* from = static_cast<const T*>(x.const_data_ptr());
+  T* to = static_cast<T*>(y.mutable_data_ptr());
+  const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
+  const float *m = mean.const_data_ptr<float>(), *r = rstd.const_data_ptr<float>();
+  for_samples(x.size(0), numbers, [&](int64_t n) {
+    normalise_sample(cut, from + n * numbers, m + n * channels, r + n * channels, w, b, slope, to + n * numbers);
   });
 }
 
@@ -343,6 +357,13 @@ void check(const Tensor& x, const Tensor& weight, const Tensor& bias) {
                 "weight and bias must be float32, contiguous, one number a channel.");
 }
 
+void check_statistics(const Tensor& x, const Tensor& mean, const Tensor& rstd) {
+  for (const Tensor& statistic : {mean, rstd})
+    TORCH_CHECK(statistic.scalar_type() == at::kFloat && statistic.is_contiguous() &&
+                    statistic.numel() == x.size(0) * x.size(1),
+                "mean and rstd must be float32, contiguous, (samples, channels).");
+}
+
 std::tuple<Tensor, Tensor, Tensor> forward_meta(const Tensor& x, const Tensor&, const Tensor&, double, double) {
   const auto options = x.options().dtype(at::kFloat);
   const std::vector<c10::SymInt> shape{x.sym_size(0), x.sym_size(1)};
@@ -363,15 +384,26 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight
   return {y, mean, rstd};
 }
 
+Tensor again_meta(const Tensor& x, const Tensor&, const Tensor&, const Tensor&, const Tensor&, double) {
+  return at::empty_like(x);
+}
+
+Tensor again(const Tensor& x, const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor& bias,
+             double slope) {
+  check(x, weight, bias);
+  check_statistics(x, mean, rstd);
+  Tensor y = at::empty_like(x);
+  const auto run = x.scalar_type() == at::kFloat ? again_all<float> : again_all<BFloat16>;
+  run(x, mean, rstd, weight, bias, float(slope), y);
+  return y;
+}
+
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& mean,
                                             const Tensor& rstd, const Tensor& weight, const Tensor& bias,
                                             double slope) {
   check(x, weight, bias);
   TORCH_CHECK(grad.sizes() == x.sizes(), "grad must have the shape of x.");
-  for (const Tensor& statistic : {mean, rstd})
-    TORCH_CHECK(statistic.scalar_type() == at::kFloat && statistic.is_contiguous() &&
-                    statistic.numel() == x.size(0) * x.size(1),
-                "mean and rstd must be float32, contiguous, (samples, channels).");
+  check_statistics(x, mean, rstd);
   auto [dx, dweight, dbias] = backward_meta(grad, x, mean, rstd, weight, bias, slope);
   const Tensor dense = grad.to(x.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast);
   const auto run = x.scalar_type() == at::kFloat ? backward_all<float> : backward_all<BFloat16>;
@@ -386,16 +418,21 @@ TORCH_LIBRARY(cyclic_committee, library) {
       "instance_norm_leaky_relu(Tensor x, Tensor weight, Tensor bias, float eps, float slope)"
       " -> (Tensor y, Tensor mean, Tensor rstd)");
   library.def(
+      "instance_norm_leaky_relu_again(Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, float slope)"
+      " -> Tensor y");
+  library.def(
       "instance_norm_leaky_relu_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias,"
       " float slope) -> (Tensor dx, Tensor dweight, Tensor dbias)");
 }
 
 TORCH_LIBRARY_IMPL(cyclic_committee, CPU, library) {
   library.impl("instance_norm_leaky_relu", forward);
+  library.impl("instance_norm_leaky_relu_again", again);
   library.impl("instance_norm_leaky_relu_backward", backward);
 }
 
 TORCH_LIBRARY_IMPL(cyclic_committee, Meta, library) {
   library.impl("instance_norm_leaky_relu", forward_meta);
+  library.impl("instance_norm_leaky_relu_again", again_meta);
   library.impl("instance_norm_leaky_relu_backward", backward_meta);
 }

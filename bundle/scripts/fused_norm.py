@@ -90,8 +90,8 @@ def is_exported() -> bool:
 
 @torch.compiler.assume_constant_result
 def native_is_there() -> bool:
-    """Return whether the operators are there; the first call compiles and loads them."""
-    return load_once()
+    """Return whether the operators are there, and oneDNN isn't turned off; the first call compiles and loads them."""
+    return bool(torch.backends.mkldnn.enabled) and load_once()
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import torch
 
 from .errors import BadInput
 from .estimate_settings import read_settings
-from .memory_estimate import member_footprint, memory_table
+from .memory_estimate import cuda_memory, member_footprint
 
 logger = logging.getLogger(__name__)
 RANGE = "range_num_images_per_batch"
@@ -65,7 +65,7 @@ def cuda_bytes(batch: int, fold: Path) -> int:
     if str(fold) not in sys.path:
         sys.path.insert(1, str(fold))  # as `monai.bundle run` does, for the configuration's own scripts
     settings = read_settings([str(fold / "configs" / "train.yaml")], {"batch_size": batch})
-    footprints = [member_footprint(member, settings) for member in settings.members]
+    footprints = [member_footprint(member, settings, device="CUDA") for member in settings.members]
     if None in footprints:
         raise BadInput("gpu_customization: a member can't be traced, so its memory is unknown. Leave it out.")
-    return sum(memory_table(settings, footprints, libraries=0)["CUDA"].values())
+    return sum(cuda_memory(settings, footprints).values())

@@ -19,64 +19,65 @@ from .forward import obstacle_of
 from .traced import Parts, trace
 from .trainer import score
 
-# What a training takes beyond its tensors, fitted to trainings of 0.7 to 4.8 GiB (torch 2.13, Linux): a share of the
+# What a training takes beyond its tensors, fitted to trainings of 0.8 to 9.0 GiB (torch 2.13, Linux): a share of the
 # activations, for the gaps in glibc's heap and for oneDNN's copies, and what is only loaded or made once it runs, such
 # as MLflow's database and oneDNN's code. benchmarks/estimate.py measures how well they fit.
-HEAP = 0.3
+HEAP = 0.5
 LOADED_LATER = 64 * 2**20
 # PyTorch with CUDA 11.7 or later, whose kernels are loaded when they are first used: "around 400MB",
 # https://github.com/pytorch/pytorch/issues/109888. Not measured here.
 CUDA_CONTEXT = 400 * 2**20
 
 
-def memory_table(
-    settings: Settings, members: Sequence[Footprint | None], *, libraries: int
-) -> dict[str, dict[str, int]]:
-    """Return the bytes of each part of a training's memory, on the CPU and on a CUDA device.
+def cpu_memory(settings: Settings, members: Sequence[Footprint | None], *, libraries: int) -> dict[str, int]:
+    """Return the bytes of each part of a training's memory on the CPU.
 
     Args:
         settings: the training's.
-        members: what is known of each member's intermediate results.
+        members: what is known of each member's intermediate results there.
         libraries: this process' memory, with the networks and what training imports in it.
     """
-    weights = sum(module_bytes(member) for member in settings.members)
-    known = [member for member in members if member is not None]
+    tensors = {**lasting(settings), "activations": activations(settings, members)}
+    return {
+        "Python and its libraries": max(libraries - tensors["weights"], 0) + LOADED_LATER,
+        **tensors,
+        "heap and oneDNN": int(HEAP * tensors["activations"]),
+    }
+
+
+def cuda_memory(settings: Settings, members: Sequence[Footprint | None]) -> dict[str, int]:
+    """Return the bytes of each part of a training's memory on a CUDA device; see `cpu_memory`."""
+    tensors = {**lasting(settings), "activations": activations(settings, members, streams=True)}
+    return {"CUDA's context": CUDA_CONTEXT, **tensors}
+
+
+def lasting(settings: Settings) -> dict[str, int]:
+    """Return the bytes of the tensors that last from one iteration to the next."""
     image, label = settings.noise(1)
-    state = optimiser_bytes(settings.optimizer)
-    shared = {
-        "weights": weights,
+    return {
+        "weights": sum(module_bytes(member) for member in settings.members),
         "gradients": sum(tensor_bytes(member.parameters()) for member in settings.members),
-        "optimiser's state": state,
+        "optimiser's state": optimiser_bytes(settings.optimizer),
         "mini-batches": 2 * settings.batch * tensor_bytes([image, label]),
     }
-    one_by_one, at_once = activations(settings, known)
-    return {
-        "CPU": {
-            "Python and its libraries": max(libraries - weights, 0) + LOADED_LATER,
-            **shared,
-            "activations": one_by_one,
-            "heap and oneDNN": int(HEAP * one_by_one),
-        },
-        "CUDA": {"CUDA's context": CUDA_CONTEXT, **shared, "activations": at_once},
-    }
 
 
-def activations(settings: Settings, members: Sequence[Footprint]) -> tuple[int, int]:
-    """Return the most that intermediate results take: members one by one, as on a CPU, and at once, as on a GPU."""
+def activations(settings: Settings, members: Sequence[Footprint | None], *, streams: bool = False) -> int:
+    """Return the most that intermediate results take; with streams, as on a GPU, members may run at once."""
+    known = [member for member in members if member is not None]
     label = settings.noise(1)[1]
     logits = torch.zeros(1, settings.classes, *settings.shape[2:])
-    scoring = settings.batch * scoring_peak([logits] * len(members), label) if members else 0
+    scoring = settings.batch * scoring_peak([logits] * len(known), label) if known else 0
     most = alive = 0
-    for member in members:
+    for member in known:
         most = max(most, alive + member.before())
         alive += member.between()
     most = max(most, alive + scoring)
-    for member in members:
+    for member in known:
         most = max(most, alive - member.between() + member.after())
         alive += member.outputs - member.between()
-    side_by_side = [member for member in members if member.in_one_pass]
-    at_once = sum(max(member.before(), member.after()) for member in side_by_side)
-    return most, max(most, at_once)
+    at_once = sum(max(member.before(), member.after()) for member in known if member.in_one_pass)
+    return max(most, at_once) if streams else most
 
 
 def step_bytes(settings: Settings, member: Footprint | None) -> int:
@@ -86,25 +87,33 @@ def step_bytes(settings: Settings, member: Footprint | None) -> int:
     return 3 * gradients + int((1 + HEAP) * of_one)
 
 
-def member_footprint(member: nn.Module, settings: Settings) -> Footprint | None:
-    """Return what a member's intermediate results take; None: it can't be traced."""
-    known: dict[int, Parts] = {}
+def member_footprint(member: nn.Module, settings: Settings, *, device: str = "CPU") -> Footprint | None:
+    """Return what a member's intermediate results take on the "CPU" or on a "CUDA" device, which needn't be there.
 
-    def parts(samples: int) -> Parts:
-        if samples not in known:
+    None: the member can't be traced.
+    """
+    if device == "CUDA":  # where PyTorch's own operators do what ours do on a CPU, and keep more
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+            return member_footprint(member, settings)
+    known: dict[tuple[int, bool], Parts] = {}
+
+    def parts(samples: int, *, recompute: bool = True) -> Parts:
+        if (samples, recompute) not in known:
             image = torch.empty(samples, *settings.shape[1:])
-            known[samples] = trace(member, image, inferer=settings.inferer, autocast=settings.autocast)
-        return known[samples]
+            known[samples, recompute] = trace(
+                member, image, inferer=settings.inferer, autocast=settings.autocast, recompute=recompute
+            )
+        return known[samples, recompute]
 
     one_pass = "OneForward" in [kind.__name__ for kind in type(settings.passes).__mro__]  # a module may live twice
-    one_pass = one_pass and obstacle_of(parts, settings.batch) is None
+    traced = obstacle_of(parts, settings.batch) is None
     try:
-        many, few = parts(settings.batch), parts(settings.most_kept)
+        many, few = (parts(samples, recompute=traced) for samples in (settings.batch, settings.most_kept))
     except Exception:  # whatever PyTorch's tracer can't do
         return None
     heads = [torch.zeros(1, *value.shape[1:], dtype=value.dtype) for value in output_values(few)]
     loss = settings.most_kept * loss_peak(settings.loss, heads, settings.noise(1)[1])
-    return footprint(many, few, in_one_pass=one_pass, loss=loss)
+    return footprint(many, few, in_one_pass=one_pass and traced, loss=loss)
 
 
 def loss_peak(loss: Callable[[Any, Tensor], Tensor], outputs: Sequence[Tensor], label: Tensor) -> int:

@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .recomputation import with_results_again
+
 DETACH = torch.ops.aten.detach.default
 
 
@@ -25,7 +27,9 @@ class Parts(NamedTuple):
     reached_by: list[set[int]]  # for each parameter, the outputs that it has an influence on
 
 
-def trace(network: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast) -> Parts:
+def trace(
+    network: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast, recompute: bool = True
+) -> Parts:
     """Write down a network's forward and backward pass on a batch of this size; nothing is computed.
 
     PyTorch's autograd itself derives the backward pass; all that is done here is to cut its list of operators in two.
@@ -35,6 +39,7 @@ def trace(network: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torc
         image: `(samples, channels, height, width)`; only its shape, type and device count.
         inferer: calls the network.
         autocast: the number format that the network computes in.
+        recompute: whether what is cheap is computed again in the backward pass; else all that autograd keeps is kept.
 
     Raises:
         Exception: PyTorch can't trace the network, such as when its control flow depends on values.
@@ -59,7 +64,7 @@ def trace(network: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torc
     # cuDNN's BatchNorm, behind InstanceNorm, hides its intermediate results; convolutions choose when they are run
     with torch.backends.cudnn.flags(enabled=False):
         graph = make_fx(both_passes, tracing_mode="fake")(list(network.parameters()), list(network.buffers()), image)
-    return cut(graph, parameters=len(list(network.parameters())))
+    return cut(graph, parameters=len(list(network.parameters())), recompute=recompute)
 
 
 def state_places(network: nn.Module) -> dict[str, Tensor]:
@@ -74,7 +79,7 @@ def state_places(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def cut(graph: fx.GraphModule, *, parameters: int) -> Parts:
+def cut(graph: fx.GraphModule, *, parameters: int, recompute: bool) -> Parts:
     """Cut the operators of both passes in two: what depends on the outputs' gradients is the backward pass."""
     for node in graph.graph.nodes:
         if node.target is DETACH:  # there is no autograd to detach from when the graph is run
@@ -97,6 +102,8 @@ def cut(graph: fx.GraphModule, *, parameters: int) -> Parts:
                 from_image.add(node)
     first = [node for node in nodes if node not in reached_by]
     second = [node for node in nodes if node in reached_by and node not in gradients_out]
+    if recompute:
+        second = with_results_again(first, second)
     needed = {source for node in second for source in node.all_input_nodes}
     saved = [node for node in first if node in needed]
     return Parts(
