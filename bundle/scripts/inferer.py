@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from .volumes import label_ids
 
 GAUSSIAN_SIGMA = 0.125  # of the tile's size: nnU-Net's weighting
 PIXELS_AT_ONCE = 512 * 512  # in the networks: more is no faster on CPUs, and takes more memory
-PREPARED_AT_ONCE = 16  # slices: each call of the resampling makes its splines anew
+LARGEST_BATCH = 4  # by default, of small slices: 16 are no faster, and take twice the memory
 ReadOut = Callable[[Tensor, Sequence[int]], Tensor]
 
 
@@ -48,7 +49,7 @@ class SliceInferer(Inferer):
         resampling: before or after the normalisation.
         labels: label id -> name; the network's classes are the background and the ids in rising order.
         batch_size: slices, or tiles of slices, that the network sees at a time; by default as many as have
-            512 x 512 pixels, but 16 at most. More is no faster on CPUs; GPUs are better used by 4 or 8.
+            512 x 512 pixels, but 4 at most. More is no faster on CPUs; GPUs are better used by 4 or 8.
         overlap: of neighbouring tiles, as a share, at least; they are spread evenly.
         mirror: average over the four mirror images, too: four times the work.
         padding: the value beyond the border of a slice: 0 after normalisation, as in training.
@@ -75,7 +76,7 @@ class SliceInferer(Inferer):
         self.normalise = normalise
         self.resampling = resampling
         self.label_ids = torch.tensor([0, *label_ids(labels)], dtype=torch.uint8)
-        self.batch_size = batch_size or min(PREPARED_AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(tile_size)))
+        self.batch_size = batch_size or min(LARGEST_BATCH, max(1, PIXELS_AT_ONCE // math.prod(tile_size)))
         self.overlap = overlap
         self.flips: list[list[int]] = [[], [2], [3], [2, 3]] if mirror else [[]]
         self.padding = padding
@@ -145,30 +146,37 @@ class SliceInferer(Inferer):
         fitted = fit_channels(volume, self.normalise, name=name)
         at_training = resampled_size(volume.shape[1:3], spacing_mm, self.spacing_mm)
         known: dict[tuple[float, ...], Tensor] = {}  # value of a constant slice, in each channel -> (channels, x, y)
-        at_once = max(PREPARED_AT_ONCE, self.batch_size)
+        writing = Lock()  # of what is known
 
-        def label(slices: Tensor) -> Tensor:
+        def read(slices: Tensor) -> Tensor:
             return read_out(self.predict(slices, network), volume.shape[1:3]).to(out.device)
 
-        bar = tqdm(range(0, volume.shape[3], at_once), desc="slices", unit="batch", leave=False, disable=None)
+        def label(first: int) -> None:
+            slices = self.prepare(volume[..., first : first + self.batch_size], fitted, at_training)
+            values = constant_values(slices)
+            varying = [n for n, value in enumerate(values) if value is None]
+            if varying:
+                out[..., [first + n for n in varying]] = read(slices[varying]).permute(1, 2, 3, 0)
+            for n, value in enumerate(values):
+                if value is not None:
+                    with writing:
+                        if value not in known:
+                            known[value] = read(slices[n : n + 1])[0]
+                    out[..., first + n] = known[value]
+
+        batches = range(0, volume.shape[3], self.batch_size)
         with sharing_cores(volume.device) as side_by_side:
-            for start in bar:
-                prepared = self.prepare(volume[..., start : start + at_once], fitted, at_training)
-                values = constant_values(prepared)
-                new = [p for p, v in enumerate(values) if v is None or (v not in known and values.index(v) == p)]
-                batches = [new[first : first + self.batch_size] for first in range(0, len(new), self.batch_size)]
-                for places, found in zip(batches, side_by_side(label, map(prepared.__getitem__, batches)), strict=True):
-                    out[..., [start + place for place in places]] = found.permute(1, 2, 3, 0)
-                    known |= {v: found[n].clone() for n, p in enumerate(places) if (v := values[p]) is not None}
-                for place, value in enumerate(values):
-                    if value is not None:
-                        out[..., start + place] = known[value]
+            labelled = side_by_side(label, batches)
+            for _ in tqdm(labelled, total=len(batches), desc="slices", unit="batch", leave=False, disable=None):
+                pass
 
     def prepare(self, volume: Tensor, fitted: Sequence[Callable[[Tensor], Tensor]], size: Sequence[int]) -> Tensor:
         """Return slices as the network sees them, `(slices, channels, *size)` float32, of `(channels, x, y, z)`."""
-        slices = volume.permute(3, 0, 1, 2).float()  # (slices, channels, x, y)
-        channels = zip(fitted, slices.unbind(dim=1), strict=True)
-        return torch.stack([self.resampling(channel, size, normalise) for normalise, channel in channels], dim=1)
+        prepared = []
+        for one in volume.permute(3, 0, 1, 2).split(1):  # (1, channels, x, y): as float all slices at once are large
+            channels = zip(fitted, one.float().unbind(dim=1), strict=True)
+            prepared.append(torch.stack([self.resampling(c, size, normalise) for normalise, c in channels], dim=1))
+        return torch.cat(prepared)
 
     def to_labels(self, probability: Tensor, size: Sequence[int]) -> Tensor:
         """Return the ids of the likeliest classes, `(slices, 1, *size)` uint8, for `(slices, classes, x, y)`."""
