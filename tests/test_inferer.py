@@ -168,10 +168,14 @@ class Count(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.seen = 0
+        self.batches: list[int] = []  # several threads add to it
+
+    @property
+    def seen(self) -> int:
+        return sum(self.batches)
 
     def forward(self, image: Tensor) -> Tensor:
-        self.seen += len(image)
+        self.batches.append(len(image))
         return self.network(image)
 
 
