@@ -14,7 +14,8 @@ The paper's networks (41,268,192 parameters), batch 8, patches of `size` x `size
     nnU-Net-kept  the same, the memory of freed tensors kept
 
 Each measurement is a process of its own, one after another, in turn; each first takes steps that aren't counted, two or
-more, until a step adds less than a hundredth to its memory: with all members' results at 512 x 512 that takes four.
+more, until a step adds less than a thousandth to its memory. Fresh memory is slow, and at 512 x 512 it takes five steps
+or more until that of freed tensors serves all of the next step.
 Prints the median seconds, the peak memory and the ratios. Takes about 5 minutes a round at 256 and 15 at 512.
 """
 
@@ -47,7 +48,7 @@ from cyclic_committee.scripts.selection import EverySample, LossDifference
 from cyclic_committee.scripts.trainer import CommitteeTrainer
 
 BATCH, CLASSES = 8, 5
-WARM_UP = (2, 6)  # steps, at least and at most
+WARM_UP = (2, 12)  # steps, at least and at most
 FEATURES = [32, 64, 128, 256, 480, 480, 480, 480]
 STRIDES = [1, 2, 2, 2, 2, 2, 2, 2]
 Step = Callable[[], None]
@@ -209,7 +210,7 @@ def measure(name: str, *, size: int, steps: int, config: str | None) -> None:
     for count in range(1, WARM_UP[1] + 1):
         before_gib = peak_gib()
         step()
-        if count >= WARM_UP[0] and peak_gib() < 1.01 * before_gib:
+        if count >= WARM_UP[0] and peak_gib() < 1.001 * before_gib:
             break
     seconds = []
     for _ in range(steps):
