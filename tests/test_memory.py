@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,22 @@ def test_private_memory_is_the_same_for_ten_and_for_three_hundred_cases(tmp_path
     total = [found["parent"] + found["workers"] for found in (ten, three_hundred)]
     assert total[1] <= 1.10 * total[0]
     assert total[1] - total[0] < 15 * 2**20  # 300 cases hold 15 MiB of voxels: they are in nobody's memory
+
+
+KEPT = """
+import torch
+from cyclic_committee.scripts.allocator import keep_freed_memory
+from cyclic_committee.scripts.memory_estimate import resident_bytes
+
+assert keep_freed_memory()
+held = [torch.ones(2**28) for _ in range(3)]  # 3 GiB, as the step at 512 x 512 frees at a time
+most = resident_bytes()
+del held
+print(resident_bytes() / most)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_stays_with_the_process_however_much_it_is() -> None:
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 0.95
