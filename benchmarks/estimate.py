@@ -7,7 +7,7 @@
 Estimates a configuration, then trains it for some iterations on phantoms, on the CPU, each in a process of its own and
 in turn, and prints both with their ratio: the median seconds of an iteration but for the first, and the peak of the
 resident memory of the training process (Linux). Any key can be given as for training. The whole of train.yaml needs
-some minutes and 13 GB, the small variant half a minute.
+some minutes and 10 GB, the small variant half a minute.
 """
 
 from __future__ import annotations
