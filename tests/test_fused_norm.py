@@ -178,8 +178,8 @@ def test_from_its_statistics_the_result_comes_again_to_the_bit(
     y, mean, rstd = torch.ops.cyclic_committee.instance_norm_leaky_relu(x, module.weight, module.bias, 1e-5, 0.01)
     again = torch.ops.cyclic_committee.instance_norm_leaky_relu_again
     assert torch.equal(again(x, mean, rstd, module.weight, module.bias, 0.01), y)
-    last = torch.equal(again(x[-1:], mean[-1:], rstd[-1:], module.weight, module.bias, 0.01), y[-1:])
-    assert last  # whatever the number of samples, and so the threads of each
+    alone = again(x[-1:], mean[-1:], rstd[-1:], module.weight, module.bias, 0.01)
+    assert torch.equal(alone, y[-1:])  # whatever the number of samples, and so the threads of each
     with pytest.raises(RuntimeError, match="mean and rstd must be"):
         again(x, mean[:, :0], rstd, module.weight, module.bias, 0.01)
 

@@ -20,8 +20,8 @@ def with_results_again(first: Sequence[fx.Node], second: Sequence[fx.Node]) -> l
     are computed again, the same to the bit, for each operator that takes them, and freed behind it.
 
     Args:
-        first: the forward pass, of one graph with
-        second: the backward pass, which is changed.
+        first: the forward pass' operators.
+        second: those of the backward pass, in the same graph; what they take is changed.
     """
     found: list[fx.Node] = []
     place = {node: i for i, node in enumerate(first)}
