@@ -322,7 +322,7 @@ def test_memory_beyond_the_volume_does_not_grow_with_the_number_of_slices() -> N
     def largest_allocation(slices: int) -> int:
         image = noise(1, 1, 32, 32, slices)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            inferer(tile_size=[32, 32], batch_size=4)(image, Five())
+            inferer(tile_size=[32, 32], batch_size=4, labels={1: "a", 2: "b", 3: "c", 4: "d"})(image, Five())
         allocated = [event.cpu_memory_usage for event in profile.events() if event.cpu_memory_usage > 0]
         assert image.numel() in allocated  # the label map, uint8
         return max(size for size in allocated if size != image.numel())

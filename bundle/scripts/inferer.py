@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -114,7 +114,7 @@ class SliceInferer(Inferer):
         Args:
             inputs: images `(volumes, channels, x, y, z)`.
             network: for slices.
-            read_out: from `(slices, classes, x, y)` and the image's size to `(slices, channels, *size)`.
+            read_out: from a slice's `(classes, x, y)` and the image's size to `(channels, *size)`.
             like: the result's channels where there is no image, `(channels,)`, on the result's device.
         """
         require_training(network)
@@ -148,20 +148,22 @@ class SliceInferer(Inferer):
         known: dict[tuple[float, ...], Tensor] = {}  # value of a constant slice, in each channel -> (channels, x, y)
         writing = Lock()  # of what is known
 
-        def read(slices: Tensor) -> Tensor:
-            return read_out(self.predict(slices, network), volume.shape[1:3]).to(out.device)
+        def read(slices: Tensor) -> Iterator[Tensor]:
+            for one in self.predict(slices, network):  # slice by slice: all classes at the image's own size are large
+                yield read_out(one, volume.shape[1:3])
 
         def label(first: int) -> None:
             slices = self.prepare(volume[..., first : first + self.batch_size], fitted, at_training)
             values = constant_values(slices)
             varying = [n for n, value in enumerate(values) if value is None]
             if varying:
-                out[..., [first + n for n in varying]] = read(slices[varying]).permute(1, 2, 3, 0)
+                for n, found in zip(varying, read(slices[varying]), strict=True):
+                    out[..., first + n] = found
             for n, value in enumerate(values):
                 if value is not None:
                     with writing:
                         if value not in known:
-                            known[value] = read(slices[n : n + 1])[0]
+                            known[value] = next(read(slices[n : n + 1]))
                     out[..., first + n] = known[value]
 
         batches = range(0, volume.shape[3], self.batch_size)
@@ -179,22 +181,24 @@ class SliceInferer(Inferer):
         return torch.cat(prepared)
 
     def to_labels(self, probability: Tensor, size: Sequence[int]) -> Tensor:
-        """Return the ids of the likeliest classes, `(slices, 1, *size)` uint8, for `(slices, classes, x, y)`."""
-        ids = self.label_ids.to(probability.device)
-        labels = []
-        for one in probability.split(1):  # slice by slice: all classes at the image's own size are large
-            one = self.to_probabilities(one, size)
-            labels.append(ids[one.max(dim=1, keepdim=True).indices])  # argmax takes seven times as long
-        return torch.cat(labels)
+        """Return the ids of a slice's likeliest classes, `(1, *size)` uint8, for `(classes, x, y)`."""
+        labels = torch.zeros((1, *size), dtype=torch.uint8, device=probability.device)
+        largest = torch.zeros((1, *size), device=probability.device)
+        for label, one in zip(self.label_ids.tolist(), probability.split(1), strict=True):
+            one = self.to_probabilities(one, size)  # class by class: all at the image's own size are large
+            labels.masked_fill_(one > largest, label)
+            torch.maximum(one, largest, out=largest)
+        return labels
 
     def to_probabilities(self, probability: Tensor, size: Sequence[int]) -> Tensor:
-        """Return probabilities `(slices, classes, x, y)` at the image's own size, `(slices, classes, *size)`.
+        """Return a slice's probabilities `(classes, x, y)` at the image's own size, `(classes, *size)`.
 
         Bilinear between pixel centres and constant beyond the outermost: what `resample_slices` does with order 1.
         """
-        if list(probability.shape[2:]) == list(size):
+        if list(probability.shape[1:]) == list(size):
             return probability
-        return functional.interpolate(probability, size=list(size), mode="bilinear", align_corners=False)
+        one = probability[None].contiguous()  # channels last, a class alone would be rounded otherwise than all of them
+        return functional.interpolate(one, size=list(size), mode="bilinear", align_corners=False)[0]
 
     def predict(self, slices: Tensor, network: nn.Module) -> Tensor:
         """Return the probabilities of slices at the training's spacing: `(slices, classes, x, y)` float32."""

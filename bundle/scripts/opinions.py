@@ -60,13 +60,9 @@ def opinions(images: Tensor, network: EachVoter, inferer: SliceInferer) -> Tenso
     classes = len(inferer.label_ids)
 
     def read_out(probability: Tensor, size: Sequence[int]) -> Tensor:
-        ids = inferer.label_ids.to(probability.device)
-        found = []
-        for one in probability.split(1):  # slice by slice: all classes at the image's own size are large
-            voices = inferer.to_probabilities(one, size).unflatten(1, (-1, classes))  # (1, 1 + voters, classes, *size)
-            apart = (FULL_SCALE * disagreement(voices[:, 1:])).round().to(torch.uint8)
-            found.append(torch.cat([ids[voices.max(dim=2).indices], apart[:, None]], dim=1))
-        return torch.cat(found)
+        voices = inferer.to_probabilities(probability, size).unflatten(0, (-1, classes))  # (1 + voters, classes, *size)
+        apart = (FULL_SCALE * disagreement(voices[1:])).round().to(torch.uint8)
+        return torch.cat([inferer.label_ids.to(probability.device)[voices.max(dim=1).indices], apart[None]])
 
     channels = 2 + len(network.committee.voters)
     like = torch.zeros(channels, dtype=torch.uint8, device=images.device)
@@ -74,14 +70,14 @@ def opinions(images: Tensor, network: EachVoter, inferer: SliceInferer) -> Tenso
 
 
 def disagreement(voices: Tensor) -> Tensor:
-    """Return how much voters disagree on pixels, in [0, 1]: `(slices, voters, classes, h, w)` to `(slices, h, w)`.
+    """Return how much voters disagree on pixels, in [0, 1]: `(..., voters, classes, h, w)` to `(..., h, w)`.
 
     It is the mutual information of voter and class: the entropy of the mean softmax less the mean entropy of the
     softmaxes, as a share of the most that is possible. Voters that are unsure alike don't disagree; voters that are
     sure of different classes do. (Houlsby et al., Bayesian active learning for classification, 2011.)
     """
-    most = math.log(min(voices.shape[1], voices.shape[2]))
-    return ((entropy(voices.mean(dim=1)) - entropy(voices).mean(dim=1)) / most).clamp(0, 1)
+    most = math.log(min(voices.shape[-4:-2]))
+    return ((entropy(voices.mean(dim=-4)) - entropy(voices).mean(dim=-3)) / most).clamp(0, 1)
 
 
 def entropy(probability: Tensor) -> Tensor:
