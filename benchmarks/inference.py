@@ -64,7 +64,7 @@ Result = dict[str, float]
 
 
 def write_volume(path: Path, slices: int) -> None:
-    """Write a phantom CT, HU int16, 512 x 512 x slices."""
+    """Write a phantom CT, HU int16, 512 x 512 x slices, with axes that point to the left and back, as most have."""
     phantom = make_phantom(0)
     hu = phantom.image_hu.astype(np.float32)
     hu = hu[..., np.linspace(0, hu.shape[2] - 1, slices).round().astype(int)]
@@ -76,7 +76,7 @@ def write_volume(path: Path, slices: int) -> None:
         noise = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE), np.float32), 0.7)
         resampled = resample_slices(torch.from_numpy(one.copy()), [SIZE, SIZE], order=3).numpy()
         out[..., z] = (resampled + noise * np.float32(NOISE_HU / noise.std())).round().clip(-1024, 3071)
-    nib.save(nib.Nifti1Image(out, np.diag([PIXEL_MM, PIXEL_MM, SLICE_MM, 1])), path)
+    nib.save(nib.Nifti1Image(out, np.diag([-PIXEL_MM, -PIXEL_MM, SLICE_MM, 1])), path)
 
 
 def recipe_of(config: str | None) -> dict[str, Any]:

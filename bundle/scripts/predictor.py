@@ -150,8 +150,10 @@ class Predictor:
         with plain_errors():
             if isinstance(image, Tensor) and not isinstance(image, MetaTensor):
                 return compute(image)
-            if isinstance(image, MetaTensor):  # a new one: what is done to it is written into it
-                image = MetaTensor(image.as_tensor(), meta=dict(image.meta))
+            if isinstance(
+                image, MetaTensor
+            ):  # a copy: it is turned in its own memory, and what is done is written down
+                image = MetaTensor(image.as_tensor().clone(), meta=dict(image.meta))
                 prepared = self.orienting({"image": image})
             else:
                 prepared = self.preprocessing({"image": image if isinstance(image, Sequence) else str(image)})
