@@ -15,6 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from .recomputation import with_results_again
 
 DETACH = torch.ops.aten.detach.default
+PART, COPY = torch.ops.aten.slice.Tensor, torch.ops.aten.clone.default
+CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 class Parts(NamedTuple):
@@ -102,6 +104,7 @@ def cut(graph: fx.GraphModule, *, parameters: int, recompute: bool) -> Parts:
                 from_image.add(node)
     first = [node for node in nodes if node not in reached_by]
     second = [node for node in nodes if node in reached_by and node not in gradients_out]
+    second = with_parts_copied(second)
     if recompute:
         second = with_results_again(first, second)
     needed = {source for node in second for source in node.all_input_nodes}
@@ -113,6 +116,24 @@ def cut(graph: fx.GraphModule, *, parameters: int, recompute: bool) -> Parts:
         [node.meta["val"].shape for node in first if node in from_image and isinstance(node.meta["val"], Tensor)],
         [reached_by.get(node, set()) for node in gradients],
     )
+
+
+def with_parts_copied(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return operators with a copy of each gradient that is a part of a larger one, such as that of joined channels.
+
+    A convolution's backward pass on a CPU takes no part: it copies it by itself, and for each of its results anew.
+    """
+    found = []
+    for node in nodes:
+        part = node.all_input_nodes[0] if node.target is CONVOLUTION_BACKWARD else None
+        if part is not None and part.target is PART:
+            with node.graph.inserting_before(node):
+                copy = node.graph.call_function(COPY, (part,))
+            copy.meta["val"] = part.meta["val"].clone()
+            node.replace_input_with(part, copy)
+            found.append(copy)
+        found.append(node)
+    return found
 
 
 def extract(
