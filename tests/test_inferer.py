@@ -330,6 +330,14 @@ def test_memory_beyond_the_volume_does_not_grow_with_the_number_of_slices() -> N
     assert largest_allocation(96) == largest_allocation(48)
 
 
+@pytest.mark.parametrize("size", [[5, 6], [11, 9]])
+def test_of_logits_too_the_largest_gives_the_label(size: list[int]) -> None:
+    labelling, logits = inferer(labels={"3": "a", "7": "b"}), -1 - noise(3, 5, 6).abs()  # below 0, all of them
+    largest = labelling.to_probabilities(logits, size).argmax(dim=0, keepdim=True)
+    assert torch.equal(labelling.to_labels(logits, size), torch.tensor([0, 3, 7], dtype=torch.uint8)[largest])
+    assert len(largest.unique()) == 3
+
+
 def test_the_likeliest_class_of_the_probabilities_is_the_label() -> None:
     network, image = tiny_committee(), noise(1, 30, 13, 5)
     image[:, :, :, 3] = image[:, :, :, 1] = -1000.0  # constant slices, which the network sees once

@@ -33,7 +33,10 @@ def volume(axcodes: str, *, oblique: bool = False) -> MetaTensor:
 @pytest.mark.parametrize("oblique", [False, True])
 @pytest.mark.parametrize("axcodes", ALL)
 def test_voxels_and_meta_data_are_those_of_monai(axcodes: str, oblique: bool) -> None:
-    ours, theirs = InPlaceOrientationd("image", axcodes="RAS"), Orientationd("image", axcodes="RAS")
+    ours, theirs = (
+        InPlaceOrientationd("image", axcodes="RAS", labels=None),
+        Orientationd("image", axcodes="RAS", labels=None),
+    )
     turned = ours({"image": volume(axcodes, oblique=oblique)})
     expected = theirs({"image": volume(axcodes, oblique=oblique)})
     require_same(turned["image"], expected["image"])
@@ -55,7 +58,7 @@ def require_same(one: Tensor, other: Tensor) -> None:
 def test_no_other_memory_is_taken() -> None:
     image = volume("PRI")
     place = image.data_ptr()
-    transform = InPlaceOrientationd("image", axcodes="RAS")
+    transform = InPlaceOrientationd("image", axcodes="RAS", labels=None)
     turned = transform({"image": image})
     assert turned["image"].data_ptr() == place
     assert transform.inverse(turned)["image"].data_ptr() == place
@@ -64,11 +67,11 @@ def test_no_other_memory_is_taken() -> None:
 def test_a_tensor_without_an_affine_is_left_to_monai() -> None:
     plain = volume("RAS").as_tensor()
     with pytest.warns(UserWarning, match="identity"):
-        found = InPlaceOrientationd("image", axcodes="LAS")({"image": plain, "case": "a"})
+        found = InPlaceOrientationd("image", axcodes="LAS", labels=None)({"image": plain, "case": "a"})
     assert torch.equal(torch.as_tensor(found["image"]), plain.flip(1))
     assert found["case"] == "a"
 
 
 def test_turning_can_wait_as_with_monai() -> None:
-    found = InPlaceOrientationd("image", axcodes="LAS", lazy=True)({"image": volume("RAS")})
+    found = InPlaceOrientationd("image", axcodes="LAS", labels=None, lazy=True)({"image": volume("RAS")})
     assert len(found["image"].pending_operations) == 1

@@ -183,7 +183,7 @@ class SliceInferer(Inferer):
     def to_labels(self, probability: Tensor, size: Sequence[int]) -> Tensor:
         """Return the ids of a slice's likeliest classes, `(1, *size)` uint8, for `(classes, x, y)`."""
         labels = torch.zeros((1, *size), dtype=torch.uint8, device=probability.device)
-        largest = torch.zeros((1, *size), device=probability.device)
+        largest = torch.full((1, *size), -math.inf, device=probability.device)
         for label, one in zip(self.label_ids.tolist(), probability.split(1), strict=True):
             one = self.to_probabilities(one, size)  # class by class: all at the image's own size are large
             labels.masked_fill_(one > largest, label)

@@ -150,11 +150,9 @@ class Predictor:
         with plain_errors():
             if isinstance(image, Tensor) and not isinstance(image, MetaTensor):
                 return compute(image)
-            if isinstance(
-                image, MetaTensor
-            ):  # a copy: it is turned in its own memory, and what is done is written down
-                image = MetaTensor(image.as_tensor().clone(), meta=dict(image.meta))
-                prepared = self.orienting({"image": image})
+            if isinstance(image, MetaTensor):
+                copy = MetaTensor(image.as_tensor().clone(), meta=dict(image.meta))  # it is turned in its own memory
+                prepared = self.orienting({"image": copy})
             else:
                 prepared = self.preprocessing({"image": image if isinstance(image, Sequence) else str(image)})
             found: Tensor = self.postprocessing({**prepared, "pred": compute(prepared["image"])})["pred"]

@@ -103,8 +103,7 @@ def cut(graph: fx.GraphModule, *, parameters: int, recompute: bool) -> Parts:
             elif from_image.intersection(node.all_input_nodes):
                 from_image.add(node)
     first = [node for node in nodes if node not in reached_by]
-    second = [node for node in nodes if node in reached_by and node not in gradients_out]
-    second = with_parts_copied(second)
+    second = with_parts_copied([node for node in nodes if node in reached_by and node not in gradients_out])
     if recompute:
         second = with_results_again(first, second)
     needed = {source for node in second for source in node.all_input_nodes}
