@@ -21,7 +21,7 @@ from cyclic_committee.scripts.loss import NnUNetLoss, finest
 from cyclic_committee.scripts.network import UNet2d
 from cyclic_committee.scripts.precision import autocast
 from cyclic_committee.scripts.streams import SideStreams
-from cyclic_committee.scripts.traced import CONVOLUTION_BACKWARD, COPY, PART, Rows, trace
+from cyclic_committee.scripts.traced import Rows, trace
 
 SAMPLES, SIZE = 5, 32
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -126,16 +126,6 @@ class ChangesWhatItJoined(nn.Module):
         joined = torch.cat([left, right], dim=1)
         left.mul_(2)
         return self.last(joined) + self.other(left)
-
-
-def test_no_convolution_is_given_a_part_of_a_larger_gradient() -> None:
-    network = NETWORKS["UNet2d"]().train()
-    parts = trace(network, batch()[0], inferer=SimpleInferer(), autocast=autocast("cpu", "float32"))
-    nodes = list(parts.backward.graph.nodes)
-    gradients = [node.args[0] for node in nodes if node.target is CONVOLUTION_BACKWARD]
-    assert not any(gradient.target is PART for gradient in gradients)
-    assert sum(gradient.target is COPY for gradient in gradients) == 3  # for each upsampled half of joined channels
-    assert sum(node.target is COPY for node in nodes) == 3
 
 
 def test_what_changed_since_it_was_joined_is_not_joined_again() -> None:

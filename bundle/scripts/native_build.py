@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ LONGEST_BUILD_S = 600
 CONSEQUENCE = "Training is right without it, but slower."
 
 
-def load_native(source: Path) -> bool:
+def load_native(source: Path, *, flags: Sequence[str] = ()) -> bool:
     """Compile a C++ source, once for a machine, and load the operators that it registers.
 
     The library is kept in PyTorch's folder for extensions (`TORCH_EXTENSIONS_DIR`, by default in the user's cache)
@@ -36,12 +37,13 @@ def load_native(source: Path) -> bool:
 
     Args:
         source: of one file, which includes nothing but the standard library's and PyTorch's headers.
+        flags: for the compiler, in addition.
 
     Returns:
         Whether the operators are there. If not, one line in the log says why and what to do; nothing is raised.
     """
     try:
-        problem = build_and_load(source)
+        problem = build_and_load(source, flags)
     except Exception as error:  # of whatever kind: the operator is a gain in speed, never a condition
         problem = f"{error}. Check the compiler and the cache folder"
     if problem:
@@ -49,14 +51,14 @@ def load_native(source: Path) -> bool:
     return not problem
 
 
-def build_and_load(source: Path) -> str:
+def build_and_load(source: Path, more_flags: Sequence[str]) -> str:
     """Build if necessary, and load; return what went wrong and what to do, or nothing."""
     compiler = find_compiler()
     if not compiler:
         return "there is no C++ compiler. Install one (Debian, Ubuntu: apt install g++)"
     if cpp_extension is None:
         return "there is no setuptools, which PyTorch needs for extensions. Install it (pip install setuptools)"
-    flags = compiler_flags()
+    flags = [*more_flags, *compiler_flags()]
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
     parts = [source.read_bytes(), repr(flags).encode(), torch.__version__.encode(), version]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

@@ -12,11 +12,10 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .convolution_gradients import with_gradients_apart
 from .recomputation import with_results_again
 
 DETACH = torch.ops.aten.detach.default
-PART, COPY = torch.ops.aten.slice.Tensor, torch.ops.aten.clone.default
-CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 class Parts(NamedTuple):
@@ -88,11 +87,7 @@ def cut(graph: fx.GraphModule, *, parameters: int, recompute: bool) -> Parts:
             node.replace_all_uses_with(node.args[0])
     *nodes, result = (node for node in graph.graph.nodes if node.target is not DETACH)
     heads = (len(result.args[0]) - parameters) // 2  # both passes' results come as one list
-    outputs, gradients_out, gradients = (
-        result.args[0][:heads],
-        result.args[0][heads : 2 * heads],
-        result.args[0][2 * heads :],
-    )
+    outputs, gradients_out = result.args[0][:heads], result.args[0][heads : 2 * heads]
     reached_by: dict[Any, set[int]] = {node: {head} for head, node in enumerate(gradients_out)}
     from_image = {[node for node in nodes if node.op == "placeholder"][-1]}
     for node in nodes:
@@ -103,36 +98,20 @@ def cut(graph: fx.GraphModule, *, parameters: int, recompute: bool) -> Parts:
             elif from_image.intersection(node.all_input_nodes):
                 from_image.add(node)
     first = [node for node in nodes if node not in reached_by]
-    second = with_parts_copied([node for node in nodes if node in reached_by and node not in gradients_out])
+    second = [node for node in nodes if node in reached_by and node not in gradients_out]
+    reached = [reached_by.get(node, set()) for node in result.args[0][2 * heads :]]
+    second = with_gradients_apart(first, second)
     if recompute:
         second = with_results_again(first, second)
     needed = {source for node in second for source in node.all_input_nodes}
     saved = [node for node in first if node in needed]
     return Parts(
         extract(graph, inputs=[], nodes=first, results=(outputs, saved)),
-        extract(graph, inputs=[*saved, *gradients_out], nodes=second, results=gradients),
+        extract(graph, inputs=[*saved, *gradients_out], nodes=second, results=result.args[0][2 * heads :]),
         [node.meta["val"].shape for node in saved],
         [node.meta["val"].shape for node in first if node in from_image and isinstance(node.meta["val"], Tensor)],
-        [reached_by.get(node, set()) for node in gradients],
+        reached,
     )
-
-
-def with_parts_copied(nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """Return operators with a copy of each gradient that is a part of a larger one, such as that of joined channels.
-
-    A convolution's backward pass on a CPU takes no part: it copies it by itself, and for each of its results anew.
-    """
-    found = []
-    for node in nodes:
-        part = node.all_input_nodes[0] if node.target is CONVOLUTION_BACKWARD else None
-        if part is not None and part.target is PART:
-            with node.graph.inserting_before(node):
-                copy = node.graph.call_function(COPY, (part,))
-            copy.meta["val"] = part.meta["val"].clone()
-            node.replace_input_with(part, copy)
-            found.append(copy)
-        found.append(node)
-    return found
 
 
 def extract(
@@ -170,7 +149,8 @@ class Rows:
         if tensor.shape == shape:
             return tensor
         dim = next(i for i, (n, wanted) in enumerate(zip(tensor.shape, shape, strict=True)) if n != wanted)
-        by_sample = tensor.unflatten(dim, (-1, shape[dim] // len(self.order)))
+        each = shape[dim] // len(self.order)
+        by_sample = tensor.unflatten(dim, (-1, each)) if each > 1 else tensor  # which forgets the order in memory
         if not in_place:
             order = torch.tensor(self.order, device=tensor.device)
             chosen: Tensor = by_sample.index_select(dim, order)
@@ -178,4 +158,4 @@ class Rows:
             for to, sample in self.moves:  # done twice to one memory, by two tensors that share it, it does no harm
                 by_sample.select(dim, to).copy_(by_sample.select(dim, sample))
             chosen = by_sample.narrow(dim, 0, len(self.order))
-        return chosen.flatten(dim, dim + 1)
+        return chosen.flatten(dim, dim + 1) if each > 1 else chosen

@@ -1,0 +1,188 @@
+"""How are the gradients of a convolution's input and weights taken on a CPU?"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from .native_build import load_native
+from .recomputation import CAT, last_writes, storage_of
+
+SOURCE = Path(__file__).with_name("weight_gradient.cpp")
+BACKWARD, CONVOLUTION = torch.ops.aten.convolution_backward.default, torch.ops.aten.convolution.default
+PART = torch.ops.aten.slice.Tensor
+CHANNELS, LEAST_COLUMNS = 32, 64  # our operator takes multiples of 32 channels; in shorter rows oneDNN is as quick
+
+
+class Backward(NamedTuple):
+    """The arguments of a convolution's backward pass."""
+
+    grad: fx.Node
+    x: fx.Node
+    weight: fx.Node
+    bias_sizes: list[int] | None
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    transposed: bool
+    output_padding: list[int]
+    groups: int
+    wanted: list[bool]  # the gradients by x, weight, bias
+
+    def parts(self) -> list[fx.Node]:
+        """Return the tensors that were joined by channel to be x, or x."""
+        args: Any = self.x.args
+        return list(args[0]) if self.x.target is CAT and args[1:] == (1,) else [self.x]
+
+
+def with_gradients_apart(first: Sequence[fx.Node], second: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return the backward pass' operators, with one for each gradient of a convolution where that is quicker.
+
+    - The gradient of joined channels is taken part by part, the same to the bit. From one of all channels each part
+      would have to be copied, and the channels joined once more.
+    - The gradient of a 3 x 3 convolution's weights in bfloat16 is our operator's, the same to rounding: PyTorch's, by
+      oneDNN, takes up to twice the time of its other convolutions where channels are few and pixels many.
+
+    Args:
+        first: the forward pass' operators.
+        second: those of the backward pass, in the same graph; what they take is changed.
+    """
+    place, written = {node: i for i, node in enumerate(first)}, last_writes(first)
+    found: list[fx.Node] = []
+    gone: set[fx.Node] = set()
+    for node in second:
+        args: Any = node.args
+        if node.target is BACKWARD and is_for_cpu(Backward(*args)):
+            joined = Backward(*args)
+            changed = any(written.get(storage_of(part), 0) > place.get(joined.x, 0) for part in joined.parts())
+            new, old = apart(node, changed=changed)
+            found += new
+            gone.update(old)
+        if node not in gone:
+            found.append(node)
+    return found
+
+
+def apart(node: fx.Node, *, changed: bool) -> tuple[list[fx.Node], set[fx.Node]]:
+    """Return a convolution's gradients, one by one, and the nodes whose place they take; none where it isn't quicker.
+
+    Args:
+        node: the operator that gives all of them.
+        changed: whether what was joined to be its input was changed later.
+    """
+    args: Any = node.args
+    backward = Backward(*args)
+    results: dict[Any, fx.Node] = {result.args[1]: result for result in node.users}
+    parts = backward.parts()
+    gradients = parts_of(results[0], parts) if backward.wanted[0] else [[]] * len(parts)
+    if not gradients:
+        parts, gradients = [backward.x], [[results[0]]]
+    ours = takes_ours(backward)
+    if len(parts) == 1 and not ours:
+        return [], set()
+    new, old = [], {node, *results.values()}
+
+    def call(target: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
+        with node.graph.inserting_before(node):
+            made = node.graph.call_function(target, args)
+        made.meta["val"] = value
+        new.append(made)
+        return made
+
+    begin = 0
+    for part, to_replace in zip(parts, gradients, strict=True):
+        end = begin + value_of(part).shape[1]
+        if to_replace:
+            weight = backward.weight
+            if len(parts) > 1:
+                weight = call(PART, (weight, 1, begin, end), value_of(weight)[:, begin:end])
+            settings = (backward.stride, backward.padding, backward.dilation)
+            transposed = (backward.grad, weight, None, *settings, True, left_over(backward), 1)
+            made = call(CONVOLUTION, transposed, torch.empty_like(value_of(part)))
+            for gradient in to_replace:
+                gradient.replace_all_uses_with(made)
+                old.add(gradient)
+        begin = end
+    if ours:
+        sources = [backward.x] if changed else backward.parts()
+        target = torch.ops.cyclic_committee.weight_gradient.default
+        both = call(target, (backward.grad, sources, backward.stride[0]), node.meta["val"][1:])
+    else:
+        both = call(BACKWARD, backward._replace(wanted=[False, *backward.wanted[1:]]), node.meta["val"])
+    for index in (1, 2):
+        if backward.wanted[index]:
+            made = call(operator.getitem, (both, index - 1 if ours else index), value_of(results[index]))
+            results[index].replace_all_uses_with(made)
+    return new, old
+
+
+def parts_of(gradient: fx.Node, parts: Sequence[fx.Node]) -> list[list[fx.Node]]:
+    """Return for each part of joined channels the nodes that are its gradient; none if all channels' is needed, too."""
+    if len(parts) == 1:
+        return [[gradient]]
+    ends = [0]
+    for part in parts:
+        ends.append(ends[-1] + value_of(part).shape[1])
+    found: list[list[fx.Node]] = [[] for _ in parts]
+    for user in gradient.users:
+        which = [i for i in range(len(parts)) if user.target is PART and user.args[1:] == (1, ends[i], ends[i + 1])]
+        if not which:
+            return []
+        found[which[0]].append(user)
+    return found
+
+
+def left_over(backward: Backward) -> list[int]:
+    """Return how many rows and columns of x the convolution's stride leaves over; its result doesn't tell."""
+    sizes = zip(value_of(backward.x).shape[2:], value_of(backward.grad).shape[2:], strict=True)
+    taps = value_of(backward.weight).shape[2:]
+    return [
+        size - ((rows - 1) * backward.stride[i] - 2 * backward.padding[i] + backward.dilation[i] * (taps[i] - 1) + 1)
+        for i, (size, rows) in enumerate(sizes)
+    ]
+
+
+def value_of(node: fx.Node) -> Tensor:
+    """Return the tensor without memory that the trace has for a node."""
+    found: Tensor = node.meta["val"]
+    return found
+
+
+def is_for_cpu(backward: Backward) -> bool:
+    """Return whether it is one of images that oneDNN takes."""
+    grad = value_of(backward.grad)
+    on_cpu = grad.device.type == "cpu" and torch.backends.mkldnn.enabled
+    return bool(on_cpu and grad.dim() == 4 and not backward.transposed and backward.groups == 1)
+
+
+def takes_ours(backward: Backward) -> bool:
+    """Return whether our operator gives the gradients of the weights and the bias, and is quicker."""
+    grad, x, weight = (value_of(node) for node in backward[:3])
+    return (
+        grad.dtype == x.dtype == weight.dtype == torch.bfloat16
+        and weight.shape[2:] == (3, 3)
+        and tuple(backward.stride) in ((1, 1), (2, 2))
+        and tuple(backward.padding) == tuple(backward.dilation) == (1, 1)
+        and all(value.is_contiguous(memory_format=torch.channels_last) for value in (grad, x))
+        and all(value_of(node).shape[1] % CHANNELS == 0 for node in (backward.grad, *backward.parts()))
+        and grad.shape[3] >= LEAST_COLUMNS
+        and native_is_there()
+    )
+
+
+@functools.cache
+def native_is_there() -> bool:
+    """Return whether our operator is there; it is compiled when first asked for.
+
+    Processors that multiply tiles of bfloat16 (AMX) don't need it, others than with AVX-512's pairs can't run it.
+    """
+    able = torch.cpu.get_capabilities()
+    if not able.get("avx512_bf16") or able.get("amx_bf16"):
+        return False
+    return hasattr(torch.ops.cyclic_committee, "weight_gradient") or load_native(SOURCE, flags=["-mavx512bf16"])
