@@ -3,10 +3,10 @@
 // Tensors are channels last in memory: [sample][row][column][channel]. For each tap (down, across) of the kernel, the
 // gradient is a product of matrices, x^T grad, summed over pixels. The processor multiplies pairs of bfloat16 numbers
 // and adds both products to a float32 number, so pixels that are summed have to lie in pairs, number by number: each
-// row of grad is paired once, each row of x once for every tap across that pairs it otherwise. Three rows of x are kept,
-// as many as the taps down need. All that is read repeatedly stays in the L2 cache, and what is read from memory next
-// is fetched meanwhile. Threads share the rows and have sums of their own, which are added in their order: the number
-// of threads changes the last digits.
+// row of grad is paired once, each row of x once for every tap across that pairs it otherwise. Three rows of x are
+// kept, as many as the taps down need. All that is read repeatedly stays in the L2 cache, and what is read from memory
+// next is fetched meanwhile. Threads share the rows and have sums of their own, which are added in their order: the
+// number of threads changes the last digits.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -23,14 +23,14 @@
 namespace {
 
 using at::Tensor;
-constexpr int64_t kTaps = 3;     // down, and across
+constexpr int64_t kTaps = 3;      // down, and across
 constexpr int64_t kChannels = 32; // that are paired at once: as many as a register has bfloat16 numbers
-constexpr int64_t kTile = 4;     // channels of x whose sums, with 32 of grad and the taps across, fit the registers
+constexpr int64_t kTile = 4;      // channels of x whose sums, with 32 of grad and the taps across, fit the registers
 
 struct Shapes {
-  int64_t samples, in, out;         // in: channels of x, all parts; out: of grad
-  int64_t height, width;            // of x
-  int64_t rows, columns, pairs;     // of grad
+  int64_t samples, in, out;     // in: channels of x, all parts; out: of grad
+  int64_t height, width;        // of x
+  int64_t rows, columns, pairs; // of grad
   int64_t stride;
 
   int64_t numbers() const { return in * out * kTaps * kTaps; }
@@ -76,8 +76,9 @@ void pair_up(const uint16_t* row, int64_t channels, int64_t width, int64_t first
   }
 }
 
-// sums[across][4][32] += the products of 4 channels of x, as each tap across has them, and 32 of grad
-void add_products(const Shapes& s, const uint32_t* x, const __m512i* grad, float* sums) {
+// sums[across][4][32] += the products of 4 channels of x, as each tap across has them, and 32 of grad. Not inlined: it
+// takes all registers for itself.
+[[gnu::noinline]] void add_products(const Shapes& s, const uint32_t* x, const __m512i* grad, float* sums) {
   const uint32_t* taps[kTaps];
   for (int64_t t = 0; t < kTaps; ++t) taps[t] = x + s.slot(t) * kChannels;
   __m512 sum[kTaps][kTile][2];
