@@ -91,6 +91,26 @@ def test_the_gradients_of_each_member_are_clipped_by_its_own_norm() -> None:
         assert norm.norm().item() == pytest.approx(0.5, rel=1e-3)
 
 
+def test_gradients_stay_where_they_were_and_no_others_appear() -> None:
+    trainer = make(LossDifference(), batches=3)
+    seen: list[dict[str, Any]] = []
+
+    def look(engine: Any) -> None:
+        gradients = {name: parameter.grad for name, parameter in trainer.network.named_parameters()}
+        seen.append({name: None if g is None else (g.data_ptr(), g.clone()) for name, g in gradients.items()})
+
+    trainer.add_event_handler("ITERATION_COMPLETED", look)
+    trainer.run()
+    first, second, third = seen
+    for name, found in first.items():
+        if found is None:
+            assert name.endswith("heads.0.conv.weight")  # the coarsest: its weight in the loss is 0
+            assert second[name] is third[name] is None
+        else:
+            assert found[0] == second[name][0] == third[name][0]
+            assert not torch.equal(found[1], second[name][1])  # not added up, and not the last ones
+
+
 def test_the_output_is_what_monais_handlers_expect() -> None:
     trainer = make(LossDifference())
     trainer.run()
