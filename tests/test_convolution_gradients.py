@@ -35,6 +35,11 @@ SHAPES: list[tuple[int, list[int], int, int, int, int]] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def few_pixels_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution_gradients, "LEAST_PIXELS", 0)
+
+
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
@@ -178,6 +183,17 @@ def test_in_bfloat16_a_network_learns_the_same_to_rounding(monkeypatch: pytest.M
 
 def test_in_float32_a_network_learns_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     compare(unet(), torch.randn(3, 1, 32, 32), "float32", monkeypatch, tolerance=0)
+
+
+@needs_ours
+@pytest.mark.parametrize(("count", "times"), [(1, 7), (2, 3), (4, 3), (5, 0)])
+def test_many_threads_take_ours_only_where_each_has_many_pixels(
+    count: int, times: int, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution_gradients, "LEAST_PIXELS", 3 * 64 * 64)
+    threads(count)
+    names = operators(parts_of(unet(), torch.randn(3, 1, 128, 128), "bfloat16"))
+    assert names.count(OURS) == times  # three results of 128 x 128 pixels, four of 64 x 64
 
 
 @needs_ours

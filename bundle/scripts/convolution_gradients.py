@@ -18,6 +18,7 @@ SOURCE = Path(__file__).with_name("weight_gradient.cpp")
 BACKWARD, CONVOLUTION = torch.ops.aten.convolution_backward.default, torch.ops.aten.convolution.default
 PART = torch.ops.aten.slice.Tensor
 CHANNELS, LEAST_COLUMNS = 32, 64  # our operator takes multiples of 32 channels; in shorter rows oneDNN is as quick
+LEAST_PIXELS = 2048  # for a thread, which has sums of its own: with many threads, few would cost more than they bring
 
 
 class Backward(NamedTuple):
@@ -172,6 +173,7 @@ def takes_ours(backward: Backward) -> bool:
         and all(value.is_contiguous(memory_format=torch.channels_last) for value in (grad, x))
         and all(value_of(node).shape[1] % CHANNELS == 0 for node in (backward.grad, *backward.parts()))
         and grad.shape[3] >= LEAST_COLUMNS
+        and grad.shape[0] * grad.shape[2] * grad.shape[3] >= LEAST_PIXELS * torch.get_num_threads()
         and native_is_there()
     )
 

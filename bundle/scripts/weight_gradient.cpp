@@ -223,12 +223,15 @@ std::tuple<Tensor, Tensor> weight_gradient(const Tensor& grad, at::TensorList x,
   };
   auto [weight, bias] = meta(grad, x, stride);
   at::BFloat16 *w = weight.mutable_data_ptr<at::BFloat16>(), *b = bias.mutable_data_ptr<at::BFloat16>();
-  for (int64_t o = 0; o < s.out; ++o) {
-    b[o] = total(s.numbers() + o);
-    for (int64_t down = 0; down < kTaps; ++down)
-      for (int64_t across = 0; across < kTaps; ++across)
-        for (int64_t i = 0; i < s.in; ++i) *w++ = total(s.sum(o, down, across, i));
-  }
+  at::parallel_for(0, s.out, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      b[o] = total(s.numbers() + o);
+      at::BFloat16* to = w + o * kTaps * kTaps * s.in;
+      for (int64_t down = 0; down < kTaps; ++down)
+        for (int64_t across = 0; across < kTaps; ++across)
+          for (int64_t i = 0; i < s.in; ++i) *to++ = total(s.sum(o, down, across, i));
+    }
+  });
   return {weight, bias};
 }
 
