@@ -59,10 +59,10 @@ def with_gradients_apart(first: Sequence[fx.Node], second: Sequence[fx.Node]) ->
     gone: set[fx.Node] = set()
     for node in second:
         args: Any = node.args
-        if node.target is BACKWARD and is_for_cpu(Backward(*args)):
-            joined = Backward(*args)
-            changed = any(written.get(storage_of(part), 0) > place.get(joined.x, 0) for part in joined.parts())
-            new, old = apart(node, changed=changed)
+        backward = Backward(*args) if node.target is BACKWARD else None
+        if backward and is_for_cpu(backward):
+            changed = any(written.get(storage_of(part), 0) > place.get(backward.x, 0) for part in backward.parts())
+            new, old = apart(node, backward, changed=changed)
             found += new
             gone.update(old)
         if node not in gone:
@@ -70,15 +70,14 @@ def with_gradients_apart(first: Sequence[fx.Node], second: Sequence[fx.Node]) ->
     return found
 
 
-def apart(node: fx.Node, *, changed: bool) -> tuple[list[fx.Node], set[fx.Node]]:
+def apart(node: fx.Node, backward: Backward, *, changed: bool) -> tuple[list[fx.Node], set[fx.Node]]:
     """Return a convolution's gradients, one by one, and the nodes whose place they take; none where it isn't quicker.
 
     Args:
         node: the operator that gives all of them.
+        backward: its arguments.
         changed: whether what was joined to be its input was changed later.
     """
-    args: Any = node.args
-    backward = Backward(*args)
     results: dict[Any, fx.Node] = {result.args[1]: result for result in node.users}
     parts = backward.parts()
     gradients = parts_of(results[0], parts) if backward.wanted[0] else [[]] * len(parts)
