@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -11,6 +12,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -142,6 +145,7 @@ def test_a_child_is_one_run_however_often_it_was_killed(make: Make) -> None:
         tracking = make(**settings)
         tracking.start(Engine(lambda *_: None))
         tracking.termination.end()
+        atexit.unregister(tracking._end)
         return tracking
 
     begun = killed(parent_run_id="a parent")
@@ -229,6 +233,47 @@ def test_a_training_that_is_told_to_end_is_killed_not_running(make: Make) -> Non
     assert runs_of(tracking)[0].info.status == "KILLED"
     assert points_of(tracking, "loss/member_0") == [(1, 1.0)]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("the connection is lost")])
+def test_being_told_to_end_while_the_run_is_ended_changes_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    def set_terminated(client: MlflowClient, run_id: str, status: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        end(client, run_id, status)
+
+    def step(engine: Engine, batch: object) -> None:
+        if error is not None:
+            raise error
+
+    end = MlflowClient.set_terminated
+    monkeypatch.setattr(MlflowClient, "set_terminated", set_terminated)
+    tracking = make()
+    with nullcontext() if error is None else pytest.raises(RuntimeError, match="the connection is lost"):
+        train(tracking, step=step)
+    assert runs_of(tracking)[0].info.status == ("FINISHED" if error is None else "FAILED")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_run_that_no_handler_ended_is_killed_when_python_ends(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(engine: Engine, batch: object) -> None:
+        raise RuntimeError("the connection is lost")
+
+    def told_to_end(engine: Engine, error: BaseException) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    at_exit: list[Callable[[], object]] = []
+    monkeypatch.setattr(atexit, "register", lambda function, *given: at_exit.append(partial(function, *given)))
+    tracking, trainer = make(), Engine(step)
+    trainer.add_event_handler(Events.EXCEPTION_RAISED, told_to_end)  # before `fail`
+    tracking.attach(trainer)
+    with pytest.raises(SystemExit):
+        trainer.run([0])
+    assert runs_of(tracking)[0].info.status == "RUNNING"
+    for function in reversed(at_exit):
+        function()
+    assert runs_of(tracking)[0].info.status == "KILLED"
 
 
 def test_who_handles_sigterm_already_goes_on_doing_so(make: Make) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 
 class Termination:
-    """Turns the first SIGTERM between `begin` and `end` into SystemExit; later ones are ignored until `end`.
+    """Turns the first SIGTERM between `begin` and `ignore` into SystemExit; later ones are ignored until `end`.
 
     Where somebody else handles SIGTERM, and outside of the main thread, it does nothing.
     """
@@ -31,8 +31,13 @@ class Termination:
 
     def leave(self, number: int, frame: FrameType | None) -> None:
         """Raise SystemExit with the exit code that shells give for the signal."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it takes a moment to close what is open
+        self.ignore()
         sys.exit(128 + number)
+
+    def ignore(self) -> None:
+        """From here to `end` what is open is closed, which takes a moment and isn't to be cut short."""
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def end(self) -> None:
         """Listen no more."""

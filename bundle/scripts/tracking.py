@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -98,6 +99,7 @@ class MLflowTracking:
             self.client, self.unsent = MlflowClient(tracking_uri=self.tracking_uri), []
             device = getattr(engine.state, "device", None) or torch.device("cpu")
             self.run_id = self._open_run(self._find_experiment(), device=device)
+            atexit.register(self._end, "KILLED")  # an exception on the way to `fail` would leave the run open
             self.termination.begin()
             self._log_settings(self.run_id)
         except LOST as error:
@@ -201,6 +203,8 @@ class MLflowTracking:
             self.client.log_artifact(self.run_id, path)
 
     def _end(self, status: str) -> None:
+        self.termination.ignore()  # a lost connection and torchrun's SIGTERM come at about the same time
+        atexit.unregister(self._end)
         if self.unsent:
             self._attempt("the last epochs", self._send)
         self._attempt("the end of the run", partial(self.client.set_terminated, self.run_id, status))
