@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .convolution_gradients import with_gradients_apart
+from .convolutions import with_gradients_apart, with_our_convolutions
 from .recomputation import with_results_again
 
 DETACH = torch.ops.aten.detach.default
@@ -86,6 +86,7 @@ def cut(graph: fx.GraphModule, *, parameters: int, recompute: bool) -> Parts:
         if node.target is DETACH:  # there is no autograd to detach from when the graph is run
             node.replace_all_uses_with(node.args[0])
     *nodes, result = (node for node in graph.graph.nodes if node.target is not DETACH)
+    nodes = with_our_convolutions(nodes)
     heads = (len(result.args[0]) - parameters) // 2  # both passes' results come as one list
     outputs, gradients_out = result.args[0][:heads], result.args[0][heads : 2 * heads]
     reached_by: dict[Any, set[int]] = {node: {head} for head, node in enumerate(gradients_out)}
@@ -123,6 +124,7 @@ def extract(
     for node in nodes:
         copies[node] = part.node_copy(node, copies.__getitem__)
     part.output(fx.map_arg(results, copies.__getitem__))
+    part.eliminate_dead_code()  # channels that need no longer be joined
     return fx.GraphModule(graph, part)
 
 

@@ -1,4 +1,4 @@
-"""How are the gradients of a convolution's input and weights taken on a CPU?"""
+"""How are convolutions and their gradients computed on a CPU?"""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from torch import Tensor, fx
 from .native_build import load_native
 from .recomputation import CAT, last_writes, storage_of
 
-SOURCE = Path(__file__).with_name("weight_gradient.cpp")
+SOURCE = Path(__file__).with_suffix(".cpp")
 BACKWARD, CONVOLUTION = torch.ops.aten.convolution_backward.default, torch.ops.aten.convolution.default
 PART = torch.ops.aten.slice.Tensor
-CHANNELS, LEAST_COLUMNS = 32, 64  # our operator takes multiples of 32 channels; in shorter rows oneDNN is as quick
+CHANNELS, LEAST_COLUMNS = 32, 32  # our operators take multiples of 32 channels; in shorter rows oneDNN is as quick
 LEAST_PIXELS = 2048  # for a thread, which has sums of its own: with many threads, few would cost more than they bring
+MOST_WEIGHTS = 512 * 256 * 9  # with more, the sums of all threads are too large for their common cache
 
 
-class Backward(NamedTuple):
+class Convolution(NamedTuple):
     """The arguments of a convolution's backward pass."""
 
-    grad: fx.Node
+    grad: fx.Node  # or the result, which is alike
     x: fx.Node
     weight: fx.Node
     bias_sizes: list[int] | None
@@ -34,7 +35,7 @@ class Backward(NamedTuple):
     transposed: bool
     output_padding: list[int]
     groups: int
-    wanted: list[bool]  # the gradients by x, weight, bias
+    wanted: list[bool] = []  # noqa: RUF012  # the gradients by x, weight, bias
 
     def parts(self) -> list[fx.Node]:
         """Return the tensors that were joined by channel to be x, or x."""
@@ -42,13 +43,41 @@ class Backward(NamedTuple):
         return list(args[0]) if self.x.target is CAT and args[1:] == (1,) else [self.x]
 
 
+def with_our_convolutions(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return the forward pass' operators, with ours for 3 x 3 convolutions in bfloat16: the same to rounding.
+
+    It takes two products for three, by Winograd's algorithm, and joined channels as the parts that they were joined of.
+
+    Args:
+        nodes: the operators of a graph, which is changed.
+    """
+    place, written = {node: i for i, node in enumerate(nodes)}, last_writes(nodes)
+    found: list[fx.Node] = []
+    for node in nodes:
+        args: Any = node.args
+        if node.target is CONVOLUTION:
+            x, weight, bias, *settings = args
+            forward = Convolution(node, x, weight, None, *settings)
+            if is_for_cpu(forward) and images_are_ours(forward):
+                parts = [x] if was_changed(forward, place, written) else forward.parts()
+                with node.graph.inserting_before(node):
+                    target = torch.ops.cyclic_committee.convolution.default
+                    ours = node.graph.call_function(target, (parts, weight, bias))
+                ours.meta["val"] = node.meta["val"]
+                node.replace_all_uses_with(ours)
+                node = ours
+        found.append(node)
+    return found
+
+
 def with_gradients_apart(first: Sequence[fx.Node], second: Sequence[fx.Node]) -> list[fx.Node]:
     """Return the backward pass' operators, with one for each gradient of a convolution where that is quicker.
 
     - The gradient of joined channels is taken part by part, the same to the bit. From one of all channels each part
       would have to be copied, and the channels joined once more.
-    - The gradient of a 3 x 3 convolution's weights in bfloat16 is our operator's, the same to rounding: PyTorch's, by
-      oneDNN, takes up to twice the time of its other convolutions where channels are few and pixels many.
+    - The gradients of a 3 x 3 convolution in bfloat16 are our operators', the same to rounding: they take two products
+      for three, by Winograd's algorithm, and PyTorch's gradient of weights, by oneDNN, takes up to twice the time of
+      its other convolutions where channels are few and pixels many.
 
     Args:
         first: the forward pass' operators.
@@ -59,10 +88,9 @@ def with_gradients_apart(first: Sequence[fx.Node], second: Sequence[fx.Node]) ->
     gone: set[fx.Node] = set()
     for node in second:
         args: Any = node.args
-        backward = Backward(*args) if node.target is BACKWARD else None
+        backward = Convolution(*args) if node.target is BACKWARD else None
         if backward and is_for_cpu(backward):
-            changed = any(written.get(storage_of(part), 0) > place.get(backward.x, 0) for part in backward.parts())
-            new, old = apart(node, backward, changed=changed)
+            new, old = apart(node, backward, changed=was_changed(backward, place, written))
             found += new
             gone.update(old)
         if node not in gone:
@@ -70,7 +98,7 @@ def with_gradients_apart(first: Sequence[fx.Node], second: Sequence[fx.Node]) ->
     return found
 
 
-def apart(node: fx.Node, backward: Backward, *, changed: bool) -> tuple[list[fx.Node], set[fx.Node]]:
+def apart(node: fx.Node, backward: Convolution, *, changed: bool) -> tuple[list[fx.Node], set[fx.Node]]:
     """Return a convolution's gradients, one by one, and the nodes whose place they take; none where it isn't quicker.
 
     Args:
@@ -83,8 +111,8 @@ def apart(node: fx.Node, backward: Backward, *, changed: bool) -> tuple[list[fx.
     gradients = parts_of(results[0], parts) if backward.wanted[0] else [[]] * len(parts)
     if not gradients:
         parts, gradients = [backward.x], [[results[0]]]
-    ours = takes_ours(backward)
-    if len(parts) == 1 and not ours:
+    of_input, of_weights = backward.wanted[0] and images_are_ours(backward), weights_are_ours(backward)
+    if len(parts) == 1 and not of_input and not of_weights:
         return [], set()
     new, old = [], {node, *results.values()}
 
@@ -104,12 +132,13 @@ def apart(node: fx.Node, backward: Backward, *, changed: bool) -> tuple[list[fx.
                 weight = call(PART, (weight, 1, begin, end), value_of(weight)[:, begin:end])
             settings = (backward.stride, backward.padding, backward.dilation)
             transposed = (backward.grad, weight, None, *settings, True, left_over(backward), 1)
-            made = call(CONVOLUTION, transposed, torch.empty_like(value_of(part)))
+            target = torch.ops.cyclic_committee.input_gradient.default if of_input else CONVOLUTION
+            made = call(target, transposed[:2] if of_input else transposed, torch.empty_like(value_of(part)))
             for gradient in to_replace:
                 gradient.replace_all_uses_with(made)
                 old.add(gradient)
         begin = end
-    if ours:
+    if of_weights:
         sources = [backward.x] if changed else backward.parts()
         target = torch.ops.cyclic_committee.weight_gradient.default
         both = call(target, (backward.grad, sources, backward.stride[0]), node.meta["val"][1:])
@@ -117,7 +146,7 @@ def apart(node: fx.Node, backward: Backward, *, changed: bool) -> tuple[list[fx.
         both = call(BACKWARD, backward._replace(wanted=[False, *backward.wanted[1:]]), node.meta["val"])
     for index in (1, 2):
         if backward.wanted[index]:
-            made = call(operator.getitem, (both, index - 1 if ours else index), value_of(results[index]))
+            made = call(operator.getitem, (both, index - 1 if of_weights else index), value_of(results[index]))
             results[index].replace_all_uses_with(made)
     return new, old
 
@@ -138,7 +167,7 @@ def parts_of(gradient: fx.Node, parts: Sequence[fx.Node]) -> list[list[fx.Node]]
     return found
 
 
-def left_over(backward: Backward) -> list[int]:
+def left_over(backward: Convolution) -> list[int]:
     """Return how many rows and columns of x the convolution's stride leaves over; its result doesn't tell."""
     sizes = zip(value_of(backward.x).shape[2:], value_of(backward.grad).shape[2:], strict=True)
     taps = value_of(backward.weight).shape[2:]
@@ -154,34 +183,59 @@ def value_of(node: fx.Node) -> Tensor:
     return found
 
 
-def is_for_cpu(backward: Backward) -> bool:
+def is_for_cpu(one: Convolution) -> bool:
     """Return whether it is one of images that oneDNN takes."""
-    grad = value_of(backward.grad)
+    grad = value_of(one.grad)
     on_cpu = grad.device.type == "cpu" and torch.backends.mkldnn.enabled
-    return bool(on_cpu and grad.dim() == 4 and not backward.transposed and backward.groups == 1)
+    return bool(on_cpu and grad.dim() == 4 and not one.transposed and one.groups == 1)
 
 
-def takes_ours(backward: Backward) -> bool:
+def was_changed(one: Convolution, place: dict[fx.Node, int], written: dict[int, int]) -> bool:
+    """Return whether a part of joined channels was changed after they were joined, so that it can't be taken for them.
+
+    Args:
+        one: the convolution of them.
+        place: of each operator in their list.
+        written: see `last_writes`.
+    """
+    return any(written.get(storage_of(part), 0) > place.get(one.x, 0) for part in one.parts())
+
+
+def images_are_ours(one: Convolution) -> bool:
+    """Return whether our operators give the convolution and the gradient of its input, and are quicker."""
+    return tuple(one.stride) == (1, 1) and are_ours(one)
+
+
+def weights_are_ours(backward: Convolution) -> bool:
     """Return whether our operator gives the gradients of the weights and the bias, and is quicker."""
-    grad, x, weight = (value_of(node) for node in backward[:3])
+    grad = value_of(backward.grad)
+    return (
+        tuple(backward.stride) in ((1, 1), (2, 2))
+        and value_of(backward.weight).numel() <= MOST_WEIGHTS
+        and grad.shape[0] * grad.shape[2] * grad.shape[3] >= LEAST_PIXELS * torch.get_num_threads()
+        and are_ours(backward)
+    )
+
+
+def are_ours(one: Convolution) -> bool:
+    """Return whether the convolution is one that our operators are for, on a processor that they are for."""
+    grad, x, weight = (value_of(node) for node in one[:3])
     return (
         grad.dtype == x.dtype == weight.dtype == torch.bfloat16
         and weight.shape[2:] == (3, 3)
-        and tuple(backward.stride) in ((1, 1), (2, 2))
-        and tuple(backward.padding) == tuple(backward.dilation) == (1, 1)
+        and tuple(one.padding) == tuple(one.dilation) == (1, 1)
         and all(value.is_contiguous(memory_format=torch.channels_last) for value in (grad, x))
-        and all(value_of(node).shape[1] % CHANNELS == 0 for node in (backward.grad, *backward.parts()))
+        and all(value_of(node).shape[1] % CHANNELS == 0 for node in (one.grad, *one.parts()))
         and grad.shape[3] >= LEAST_COLUMNS
-        and grad.shape[0] * grad.shape[2] * grad.shape[3] >= LEAST_PIXELS * torch.get_num_threads()
         and native_is_there()
     )
 
 
 @functools.cache
 def native_is_there() -> bool:
-    """Return whether our operator is there; it is compiled when first asked for.
+    """Return whether our operators are there; they are compiled when first asked for.
 
-    Processors that multiply tiles of bfloat16 (AMX) don't need it, others than with AVX-512's pairs can't run it.
+    Processors that multiply tiles of bfloat16 (AMX) don't need them, others than with AVX-512's pairs can't run them.
     """
     able = torch.cpu.get_capabilities()
     if not able.get("avx512_bf16") or able.get("amx_bf16"):
