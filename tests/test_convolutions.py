@@ -12,10 +12,12 @@ from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 
 from cyclic_committee.scripts import convolutions, native_build, traced
-from cyclic_committee.scripts.forward import OneForward
+from cyclic_committee.scripts.forward import OneForward, Passes, WholeGraph
 from cyclic_committee.scripts.network import UNet2d
 from cyclic_committee.scripts.precision import autocast
+from cyclic_committee.scripts.selection import LossDifference
 from cyclic_committee.scripts.traced import Parts, Rows, trace
+from cyclic_committee.scripts.trainer import score
 
 ABLE = torch.cpu.get_capabilities()
 needs_ours = pytest.mark.skipif(
@@ -248,6 +250,23 @@ def test_in_bfloat16_a_network_learns_the_same_to_rounding(monkeypatch: pytest.M
         assert ours.stride() == other.stride()
         if "weight" in name:  # a bias in front of InstanceNorm has none but rounding
             assert (ours - wanted).norm() <= 1.5 * (other - wanted).norm() + 1e-6, name
+
+
+@needs_ours
+@pytest.mark.parametrize("seed", range(3))
+def test_a_committee_chooses_as_the_plain_one_does_in_float32(seed: int) -> None:
+    torch.manual_seed(seed)
+    members = [UNet2d(in_channels=1, out_channels=3, features=[32, 64, 96]).train() for _ in range(3)]
+    image = torch.randn(8, 1, 64, 64)
+    label = (image + 0.5 * torch.rand(8, 1, 1, 1) * torch.randn(8, 1, 64, 64) > 0.3).to(torch.uint8)
+
+    def losses(passes: Passes, precision: str) -> Tensor:
+        context = {"inferer": SimpleInferer(), "autocast": autocast("cpu", precision)}
+        return score([passes(member, image, **context).logits for member in members], label)[0]
+
+    found, plain = losses(OneForward(), "bfloat16"), losses(WholeGraph(), "float32")
+    assert torch.allclose(found, plain, rtol=0.01)
+    assert torch.equal(LossDifference()(found), LossDifference()(plain))
 
 
 @needs_ours
