@@ -90,6 +90,8 @@ def main(*, size: int = 512, samples: int = 8, chosen: int = 6, rounds: int = 9,
     if not native_is_there():
         print("This CPU doesn't take the operators: they need AVX-512's bfloat16, no AMX, and a C++ compiler.")
         return
+    if not 1 <= chosen <= samples:
+        sys.exit(f"error: --chosen: {chosen} of {samples} samples can't be chosen. Give 1 to {samples}.")
     keep_freed_memory()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; milliseconds of PyTorch, ours, ratio")
     print(f"{'channels':12} {'columns':7} {'stride':6} {'times':5}" + "".join(f" | {kind:22}" for kind in KINDS))

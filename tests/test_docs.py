@@ -32,7 +32,7 @@ TINY_TRAINING = (
 FEW = {
     "data_memory.py": "2 3",
     "store_formats.py": "--cases 1 --rounds 1 --reads 3",
-    "convolutions.py": "--size 256 --samples 1 --rounds 1",
+    "convolutions.py": "--size 256 --samples 1 --chosen 1 --rounds 1",
     "rounding.py": "--iterations 2 --every 1 --config tiny.yaml",
     "training_step.py": "--sides ours --size 64 --rounds 1 --steps 1 --config tiny.yaml",
     "inference.py --memory": "--slices 1 --many 2",
