@@ -41,6 +41,15 @@ inline __m512 widen(const uint16_t* from) {
 
 inline __m512i narrow(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
+// Writes a tile's sums to [8][32].
+[[gnu::always_inline]] inline void store(const __m512 (&sum)[kTile][2], float* to) {
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < kTile; ++i) {
+    _mm512_store_ps(to + i * kChannels, sum[i][0]);
+    _mm512_store_ps(to + i * kChannels + 16, sum[i][1]);
+  }
+}
+
 // Fetches one of some shares of what will be read into the L2 cache.
 inline void fetch(const uint16_t* from, int64_t numbers, int64_t share, int64_t shares) {
   for (int64_t i = numbers * share / shares / 32; i < numbers * (share + 1) / shares / 32; ++i)
@@ -168,11 +177,7 @@ void transform_weights(const Shapes& s, const at::BFloat16* weight, bool of_grad
       }
     }
   }
-#pragma GCC unroll 8
-  for (int64_t p = 0; p < kTile; ++p) {
-    _mm512_store_ps(to + p * kChannels, sum[p][0]);
-    _mm512_store_ps(to + p * kChannels + 16, sum[p][1]);
-  }
+  store(sum, to);
 }
 
 // Writes 32 channels of a row from their products, [product][pair][32].
@@ -396,11 +401,7 @@ void transform(const uint16_t* row, int64_t channels, int64_t width, int64_t pai
       }
     }
   }
-#pragma GCC unroll 8
-  for (int64_t c = 0; c < kTile; ++c) {
-    _mm512_store_ps(sums + c * kChannels, sum[c][0]);
-    _mm512_store_ps(sums + c * kChannels + 16, sum[c][1]);
-  }
+  store(sum, sums);
 }
 
 // sums[32] += grad
