@@ -41,6 +41,20 @@ inline __m512 widen(const uint16_t* from) {
 
 inline __m512i narrow(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
+// Writes 16 numbers and 16 others side by side, rounded: a0 b0 a1 b1 ...
+inline void interleave(__m512 a, __m512 b, __m512i* to) {
+  alignas(64) static constexpr uint16_t kOrder[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  _mm512_store_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), narrow(a, b)));
+}
+
+// The same for 32 and 32, as they are.
+inline void interleave(__m512i a, __m512i b, __m512i* to) {
+  const __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b); // by 128 bits
+  _mm512_store_si512(to, _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high));
+  _mm512_store_si512(to + 1, _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high));
+}
+
 // Writes a tile's sums to [8][32].
 [[gnu::always_inline]] inline void store(const __m512 (&sum)[kTile][2], float* to) {
 #pragma GCC unroll 8
@@ -135,23 +149,51 @@ void transform(const Shapes& s, const std::vector<Part>& x, int64_t row, uint16_
   }
 }
 
+// Takes the three taps across of 16 weights, `apart` numbers from one another, to those of the products.
+inline void transform_taps(const uint16_t* first, int64_t apart, __m512 (&to)[kProducts]) {
+  const __m512 middle = widen(first + apart), half = _mm512_set1_ps(0.5f);
+  to[0] = widen(first);
+  to[3] = widen(first + 2 * apart);
+  const __m512 outer = to[0] + to[3];
+  to[1] = (outer + middle) * half;
+  to[2] = (outer - middle) * half;
+}
+
 // Writes the weights as the products need them: in pairs of channels. Those of the convolution are [out][tap down][tap
 // across][in]; for the gradient of its input they are turned round, and in and out change places.
-void transform_weights(const Shapes& s, const at::BFloat16* weight, bool of_gradient, at::BFloat16* to) {
-  const int64_t tap = of_gradient ? s.out : s.in;
-  at::parallel_for(0, s.in / 2, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin * 2; k < end * 2; ++k)
-      for (int64_t down = 0; down < kTaps; ++down)
-        for (int64_t o = 0; o < s.out; ++o) {
-          const int64_t row = of_gradient ? k * kTaps + kTaps - 1 - down : o * kTaps + down;
-          const at::BFloat16* from = weight + row * kTaps * tap + (of_gradient ? o : k);
-          float first = from[0], last = from[2 * tap];
-          if (of_gradient) std::swap(first, last);
-          const float outer = first + last, middle = from[tap];
-          const float all[] = {first, (outer + middle) / 2, (outer - middle) / 2, last};
-          for (int64_t product = 0; product < kProducts; ++product)
-            to[s.weights(o, product, down) + (k / 2 * kChannels + o % kChannels) * 2 + k % 2] = all[product];
+void transform_weights(const Shapes& s, const uint16_t* weight, bool of_gradient, uint16_t* to) {
+  const __m256i next_pair = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7) * static_cast<int>(kChannels);
+  const auto of_rows = [&](int64_t o, int64_t down) { // 32 channels of the result, which are rows of weight
+    for (int64_t k = 0; k < s.in; k += 16)
+      for (int64_t i = 0; i < kChannels; ++i) {
+        __m512 taps[kProducts];
+        transform_taps(weight + ((o + i) * kTaps + down) * kTaps * s.in + k, s.in, taps);
+        for (int64_t product = 0; product < kProducts; ++product) {
+          const __m256i pairs = (__m256i)_mm512_cvtneps_pbh(taps[product]);
+          uint16_t* const first = to + s.weights(o, product, down) + k * kChannels + i * 2;
+          _mm256_i32scatter_epi32(reinterpret_cast<int*>(first), next_pair, pairs, 4);
         }
+      }
+  };
+  const auto of_columns = [&](int64_t o, int64_t down) { // the same where they are columns
+    for (int64_t k = 0; k < s.in; k += 2)
+      for (int64_t i = 0; i < kChannels; i += 16) {
+        __m512 taps[2][kProducts];
+        for (int64_t j = 0; j < 2; ++j) {
+          const uint16_t* last = weight + (((k + j) * kTaps + kTaps - 1 - down) * kTaps + 2) * s.out + o + i;
+          transform_taps(last, -s.out, taps[j]);
+        }
+        for (int64_t product = 0; product < kProducts; ++product) {
+          uint16_t* const pairs = to + s.weights(o, product, down) + k * kChannels + i * 2;
+          interleave(taps[0][product], taps[1][product], reinterpret_cast<__m512i*>(pairs));
+        }
+      }
+  };
+  at::parallel_for(0, s.out / kChannels * kTaps, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t o = at / kTaps * kChannels, down = at % kTaps;
+      of_gradient ? of_columns(o, down) : of_rows(o, down);
+    }
   });
 }
 
@@ -243,13 +285,14 @@ void convolve(const std::vector<Part>& x, const Tensor& weight, const uint16_t* 
               Tensor& result) {
   const int64_t width = result.size(3), tiles = (width + 2 * kTile - 1) / (2 * kTile);
   const Shapes s{result.size(0), channels_of(x), result.size(1), result.size(2), width, tiles * kTile};
-  const Tensor weights = at::empty({s.weights(s.out, 0, 0)}, weight.options());
-  transform_weights(s, weight.const_data_ptr<at::BFloat16>(), of_gradient, weights.mutable_data_ptr<at::BFloat16>());
+  const Tensor memory = at::empty({s.weights(s.out, 0, 0)}, weight.options());
+  uint16_t* const weights = static_cast<uint16_t*>(memory.mutable_data_ptr());
+  transform_weights(s, numbers_of(weight), of_gradient, weights);
   uint16_t* const to = static_cast<uint16_t*>(result.mutable_data_ptr());
   const int64_t rows = s.samples * s.height, threads = std::min<int64_t>(at::get_num_threads(), rows);
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      write_rows(s, x, numbers_of(weights), bias, rows * i / threads, rows * (i + 1) / threads, to);
+      write_rows(s, x, weights, bias, rows * i / threads, rows * (i + 1) / threads, to);
   });
 }
 
@@ -324,20 +367,6 @@ struct Shapes {
     return (((o / kChannels * products() + product) * kTaps + down) * in + i) * kChannels + o % kChannels;
   }
 };
-
-// Writes the numbers of two pixels side by side: a0 b0 a1 b1 ...
-inline void interleave(__m512i a, __m512i b, __m512i* to) {
-  const __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b); // by 128 bits
-  _mm512_store_si512(to, _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high));
-  _mm512_store_si512(to + 1, _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high));
-}
-
-// The same for 16 channels, rounded.
-inline void interleave(__m512 a, __m512 b, __m512i* to) {
-  alignas(64) static constexpr uint16_t kOrder[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  _mm512_store_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), narrow(a, b)));
-}
 
 // Pairs the pixels `first`, `first + step`, ... of a row, 0 where there are none, to [channels / 32][pair][32][2].
 void pair_up(const uint16_t* row, int64_t channels, int64_t width, int64_t first, int64_t step, int64_t pairs,
