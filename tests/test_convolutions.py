@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from monai.inferers import SimpleInferer
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyclic_committee.scripts import convolutions, native_build, traced
 from cyclic_committee.scripts.forward import OneForward, Passes, WholeGraph
 from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.precision import autocast
+from cyclic_committee.scripts.precision import autocast, narrow_weights
 from cyclic_committee.scripts.selection import LossDifference
 from cyclic_committee.scripts.traced import Parts, Rows, trace
 from cyclic_committee.scripts.trainer import score
@@ -250,6 +252,57 @@ def test_in_bfloat16_a_network_learns_the_same_to_rounding(monkeypatch: pytest.M
         assert ours.stride() == other.stride()
         if "weight" in name:  # a bias in front of InstanceNorm has none but rounding
             assert (ours - wanted).norm() <= 1.5 * (other - wanted).norm() + 1e-6, name
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that are called within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def infer(network: nn.Module, image: Tensor, precision: str) -> tuple[Tensor, int]:
+    """The network's result, and how often our convolution was called for it."""
+    with torch.no_grad(), autocast("cpu", precision), Calls() as calls:
+        found: Tensor = network(image)
+    return found.float(), calls.names[FORWARD]
+
+
+@needs_ours
+def test_a_network_infers_the_same_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, image = unet().eval(), torch.randn(3, 1, 128, 128)
+    ours, times = infer(network, image, "bfloat16")
+    assert times == 7  # all but the first and those with a stride of 2
+    narrow = narrow_weights(copy.deepcopy(network), precision="bfloat16")
+    assert torch.equal(infer(narrow, image, "bfloat16")[0], ours)
+    each = torch.cat([infer(narrow, one, "bfloat16")[0] for one in image.split(1)])
+    assert torch.equal(each, ours)
+    exact, times = infer(network, image, "float32")
+    assert times == 0
+    monkeypatch.setattr(convolutions, "native_is_there", lambda: False)
+    theirs, times = infer(network, image, "bfloat16")
+    assert times == 0
+    assert (ours - exact).norm() <= 1.5 * (theirs - exact).norm()
+
+
+@needs_ours
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:DeprecationWarning")
+def test_where_a_network_can_not_infer_by_our_operator_pytorchs_is_taken() -> None:
+    network, image = unet().eval(), torch.randn(1, 1, 128, 128)
+    with autocast("cpu", "bfloat16"), Calls() as calls:
+        network(image)  # for gradients
+    assert FORWARD not in calls.names
+    with torch.no_grad():
+        exported = torch.jit.trace(copy.deepcopy(network).bfloat16(), image.bfloat16())  # for those who don't have it
+    assert "cyclic_committee::" not in str(exported.inlined_graph)
+    assert infer(network, image[..., :28, :28], "bfloat16")[1] == 0
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        assert infer(network, image, "bfloat16")[1] == 0
 
 
 @needs_ours

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from .fused_norm import is_exported
 from .native_build import load_native
 from .recomputation import CAT, last_writes, storage_of
 
@@ -20,6 +21,38 @@ PART = torch.ops.aten.slice.Tensor
 CHANNELS, LEAST_COLUMNS = 32, 32  # our operators take multiples of 32 channels; in shorter rows oneDNN is as quick
 LEAST_PIXELS = 2048  # for a thread, which has sums of its own: with many threads, few would cost more than they bring
 MOST_WEIGHTS = 512 * 256 * 9  # with more, the sums of all threads are too large for their common cache
+
+
+class Convolution3x3(nn.Conv2d):
+    """PyTorch's 3 x 3 convolution, padded by 1; in bfloat16 and without gradients it is our operator, where it can be.
+
+    With gradients PyTorch's autograd has to see it; in the passes that are traced `with_our_convolutions` puts ours in.
+
+    Args:
+        in_channels: of the images.
+        out_channels: of the result.
+        stride: along height and width.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: tuple[int, int]) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of `(samples, in_channels, height, width)`."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript doesn't compile what is behind it
+            if self.is_ours(x):
+                narrow = [None if one is None else one.to(torch.bfloat16) for one in (self.weight, self.bias)]
+                found: Tensor = torch.ops.cyclic_committee.convolution([x], *narrow)
+                return found
+        return self._conv_forward(x, self.weight, self.bias)  # type: ignore[no-any-return]
+
+    def is_ours(self, x: Tensor) -> bool:
+        """Return whether our operator can take these images now, and is quicker."""
+        if torch.is_grad_enabled() or x.device.type != "cpu" or x.dim() != 4 or is_exported() or not onednn_is_on():
+            return False
+        is_cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        is_narrow = is_cast or self.weight.dtype == torch.bfloat16
+        return is_narrow and self.stride == (1, 1) and are_for_ours([x], (self.in_channels, self.out_channels))
 
 
 class Convolution(NamedTuple):
@@ -186,8 +219,13 @@ def value_of(node: fx.Node) -> Tensor:
 def is_for_cpu(one: Convolution) -> bool:
     """Return whether it is one of images that oneDNN takes."""
     grad = value_of(one.grad)
-    on_cpu = grad.device.type == "cpu" and torch.backends.mkldnn.enabled
-    return bool(on_cpu and grad.dim() == 4 and not one.transposed and one.groups == 1)
+    on_cpu = grad.device.type == "cpu" and onednn_is_on()
+    return on_cpu and grad.dim() == 4 and not one.transposed and one.groups == 1
+
+
+def onednn_is_on() -> bool:
+    """Return whether PyTorch's CPU kernels for convolutions are oneDNN's."""
+    return bool(torch.backends.mkldnn.enabled)
 
 
 def was_changed(one: Convolution, place: dict[fx.Node, int], written: dict[int, int]) -> bool:
@@ -221,12 +259,25 @@ def are_ours(one: Convolution) -> bool:
     """Return whether the convolution is one that our operators are for, on a processor that they are for."""
     grad, x, weight = (value_of(node) for node in one[:3])
     return (
-        grad.dtype == x.dtype == weight.dtype == torch.bfloat16
+        weight.dtype == torch.bfloat16
         and weight.shape[2:] == (3, 3)
         and tuple(one.padding) == tuple(one.dilation) == (1, 1)
-        and all(value.is_contiguous(memory_format=torch.channels_last) for value in (grad, x))
-        and all(value_of(node).shape[1] % CHANNELS == 0 for node in (one.grad, *one.parts()))
-        and grad.shape[3] >= LEAST_COLUMNS
+        and are_for_ours([x, grad], [value_of(node).shape[1] for node in (one.grad, *one.parts())])
+    )
+
+
+def are_for_ours(images: Sequence[Tensor], channels: Sequence[int]) -> bool:
+    """Return whether our operators can take these images, on this processor, and are quicker.
+
+    Args:
+        images: `(samples, channels, height, width)`; the last one tells how long the rows are.
+        channels: of the images, part by part.
+    """
+    return (
+        all(one.dtype == torch.bfloat16 for one in images)
+        and all(one.is_contiguous(memory_format=torch.channels_last) for one in images)
+        and all(number % CHANNELS == 0 for number in channels)
+        and images[-1].shape[3] >= LEAST_COLUMNS
         and native_is_there()
     )
 

@@ -10,6 +10,7 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
+from .convolutions import Convolution3x3
 from .errors import BadInput
 from .fused_norm import InstanceNormLeakyReLU, wants_channels_last
 
@@ -115,7 +116,7 @@ def two_convolutions(in_channels: int, out_channels: int, *, stride: Sequence[in
     """Return two 3x3 convolutions with bias, InstanceNorm and LeakyReLU; the first has the stride."""
 
     def convolution(channels: int, strides: Sequence[int]) -> nn.Sequential:
-        layer = nn.Conv2d(channels, out_channels, 3, stride=(strides[0], strides[1]), padding=1)
+        layer = Convolution3x3(channels, out_channels, stride=(strides[0], strides[1]))
         norm = nn.Sequential(OrderedDict(N=InstanceNormLeakyReLU(out_channels, negative_slope=NEGATIVE_SLOPE)))
         return nn.Sequential(OrderedDict(conv=layer, adn=norm))  # MONAI's names
 
