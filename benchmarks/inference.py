@@ -3,7 +3,8 @@
     pip install '.[benchmarks]'    # without it, ours alone
     python benchmarks/inference.py [--image CT.nii.gz] [--slices 119] [--rounds N] [--config OVERLAY] [--monai]
                                    [--json FILE]
-    python benchmarks/inference.py --memory [--config variants/small.yaml] [--slices 119] [--many 480]    # ours
+    python benchmarks/inference.py --memory [--config variants/small.yaml] [--slices 119] [--many 480]
+                                   [--rounds N]    # ours, with few and with many slices in turn
 
 Without an image, a phantom is brought to slices of 512 x 512 pixels of 0.8 mm, each of them one tile, with a scanner's
 noise. Each measurement is a process of its own that labels the same file: ours with three networks and with one,
@@ -291,17 +292,22 @@ def print_table(results: Mapping[str, Sequence[Result]]) -> None:
 
 
 def compare_memory(folder: Path, config: str | None, *, few: int, many: int, rounds: int) -> None:
-    peaks = {}
-    for slices in (few, many):
-        image = folder / f"{slices}.nii.gz"
+    images = {slices: folder / f"{slices}.nii.gz" for slices in (few, many)}
+    for slices, image in images.items():
         run_child("volume", folder=folder, image=image, slices=slices)
-        every = [measure("ours, three networks", image=image, folder=folder, config=config) for _ in range(rounds)]
-        seconds, peak = ([found[what] for found in every] for what in ("seconds", "peak_gb"))
-        peaks[slices] = float(np.median(peak))
-        spread = f"{min(peak):.3f}-{max(peak):.3f}"
-        print(f"{slices:4} slices: {np.median(seconds):6.1f} s, peak {peaks[slices]:.3f} GB ({spread})", flush=True)
-    voxels = (many - few) * SIZE**2
-    print(f"growth: {(peaks[many] - peaks[few]) * 1e9 / voxels:.2f} bytes a voxel; int16 and uint8 are 3, float32 is 4")
+    results: dict[int, list[Result]] = {few: [], many: []}
+    for _ in range(rounds):
+        for slices, image in images.items():
+            results[slices].append(measure("ours, three networks", image=image, folder=folder, config=config))
+    peaks = {slices: np.array([one["peak_gb"] for one in found]) for slices, found in results.items()}
+    for slices, peak in peaks.items():
+        seconds = np.median([one["seconds"] for one in results[slices]])
+        spread = f"{peak.min():.3f}-{peak.max():.3f}"
+        print(f"{slices:4} slices: {seconds:6.1f} s, peak {np.median(peak):.3f} GB ({spread})", flush=True)
+    growth = (peaks[many] - peaks[few]) * 1e9 / ((many - few) * SIZE**2)
+    error = f" ± {growth.std(ddof=1) / rounds**0.5:.3f}" if rounds > 1 else ""
+    print(f"growth: {growth.mean():.3f}{error} bytes a voxel, mean of the rounds and its standard error")
+    print("an int16 image and its uint8 label map have 3, a float32 image alone has 4")
 
 
 def main(
