@@ -291,6 +291,16 @@ def test_a_network_infers_the_same_to_rounding(monkeypatch: pytest.MonkeyPatch) 
 
 
 @needs_ours
+def test_a_compiled_network_infers_by_our_operator_too() -> None:
+    network, image = unet().eval(), torch.randn(1, 1, 128, 128)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    expected, times = infer(network, image, "bfloat16")
+    assert times == 7
+    with torch.no_grad(), autocast("cpu", "bfloat16"):
+        assert torch.equal(compiled(image).float(), expected)
+
+
+@needs_ours
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:DeprecationWarning")
 def test_where_a_network_can_not_infer_by_our_operator_pytorchs_is_taken() -> None:
     network, image = unet().eval(), torch.randn(1, 1, 128, 128)
@@ -378,7 +388,7 @@ def test_without_our_operator_pytorchs_is_taken(monkeypatch: pytest.MonkeyPatch)
 def test_other_processors_do_without(able: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     monkeypatch.setattr(convolutions, "load_native", lambda *_args, **_settings: True)
-    assert not convolutions.native_is_there.__wrapped__()
+    assert not convolutions.load_once.__wrapped__()
 
 
 def test_where_onednn_is_turned_off_as_on_gpus_nothing_changes() -> None:

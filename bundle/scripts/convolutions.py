@@ -282,12 +282,18 @@ def are_for_ours(images: Sequence[Tensor], channels: Sequence[int]) -> bool:
     )
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def native_is_there() -> bool:
     """Return whether our operators are there; they are compiled when first asked for.
 
     Processors that multiply tiles of bfloat16 (AMX) don't need them, others than with AVX-512's pairs can't run them.
     """
+    return load_once()
+
+
+@functools.cache
+def load_once() -> bool:
+    """Load the operators where they are of use, unless this file, under its other name, has already done so."""
     able = torch.cpu.get_capabilities()
     if not able.get("avx512_bf16") or able.get("amx_bf16"):
         return False
