@@ -22,7 +22,8 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from cyclic_committee.scripts.allocator import keep_freed_memory
-from cyclic_committee.scripts.convolutions import BACKWARD, CHANNELS, LEAST_COLUMNS, MOST_WEIGHTS, native_is_there
+from cyclic_committee.scripts.convolution_passes import BACKWARD, MOST_WEIGHTS
+from cyclic_committee.scripts.convolutions import CHANNELS, LEAST_COLUMNS, native_is_there
 from cyclic_committee.scripts.location import bundle_root, find_config
 
 Layer = tuple[int, int, int, int]  # channels of input and output, columns of the output, stride

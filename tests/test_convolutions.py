@@ -13,7 +13,7 @@ from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyclic_committee.scripts import convolutions, native_build, traced
+from cyclic_committee.scripts import convolution_passes, convolutions, native_build, traced
 from cyclic_committee.scripts.forward import OneForward, Passes, WholeGraph
 from cyclic_committee.scripts.network import UNet2d
 from cyclic_committee.scripts.precision import autocast, narrow_weights
@@ -44,7 +44,7 @@ SHAPES: list[tuple[int, list[int], int, int, int, int]] = [
 
 @pytest.fixture(autouse=True)
 def few_pixels_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolutions, "LEAST_PIXELS", 0)
+    monkeypatch.setattr(convolution_passes, "LEAST_PIXELS", 0)
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_in_float32_a_network_learns_the_same_to_the_bit(monkeypatch: pytest.Mon
 def test_many_threads_take_the_weights_gradient_only_where_each_has_many_pixels(
     count: int, times: int, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convolutions, "LEAST_PIXELS", 3 * 64 * 64)
+    monkeypatch.setattr(convolution_passes, "LEAST_PIXELS", 3 * 64 * 64)
     threads(count)
     parts = parts_of(unet(), torch.randn(3, 1, 128, 128), "bfloat16")
     assert operators(parts).count(WEIGHTS) == times  # three results of 128 x 128 pixels, four of 64 x 64

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .convolutions import with_gradients_apart, with_our_convolutions
+from .convolution_passes import with_gradients_apart, with_our_convolutions
 from .recomputation import with_results_again
 
 DETACH = torch.ops.aten.detach.default
