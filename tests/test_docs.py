@@ -35,7 +35,7 @@ FEW = {
     "convolutions.py": "--size 256 --samples 1 --chosen 1 --rounds 1",
     "rounding.py": "--iterations 2 --every 1 --config tiny.yaml",
     "training_step.py": "--sides ours --size 64 --rounds 1 --steps 1 --config tiny.yaml",
-    "inference.py --memory": "--slices 1 --many 2",
+    "inference.py --memory": "--slices 1 --many 2 --rounds 2",
     "inference.py": "--slices 1 --rounds 1 --config tiny.yaml",
     "evaluation.py": "--rounds 1",
     "preprocessing.py": "--slices 3 --rounds 1",
