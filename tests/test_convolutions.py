@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyclic_committee.scripts import convolution_passes, convolutions, native_build, traced
+from cyclic_committee.scripts.convolutions import Convolution3x3
 from cyclic_committee.scripts.forward import OneForward, Passes, WholeGraph
 from cyclic_committee.scripts.network import UNet2d
 from cyclic_committee.scripts.precision import autocast, narrow_weights
@@ -302,14 +303,23 @@ def test_a_compiled_network_infers_by_our_operator_too() -> None:
 
 @needs_ours
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:DeprecationWarning")
+def test_an_export_has_pytorchs_convolution_for_those_who_lack_our_operator() -> None:
+    layer = Convolution3x3(32, 32, stride=(1, 1)).bfloat16()
+    image = torch.randn(1, 32, 64, 64).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        with Calls() as calls:
+            layer(image)
+        assert FORWARD in calls.names
+        exported = torch.jit.trace(layer, image)
+    assert "cyclic_committee::" not in str(exported.inlined_graph)
+
+
+@needs_ours
 def test_where_a_network_can_not_infer_by_our_operator_pytorchs_is_taken() -> None:
     network, image = unet().eval(), torch.randn(1, 1, 128, 128)
     with autocast("cpu", "bfloat16"), Calls() as calls:
         network(image)  # for gradients
     assert FORWARD not in calls.names
-    with torch.no_grad():
-        exported = torch.jit.trace(copy.deepcopy(network).bfloat16(), image.bfloat16())  # for those who don't have it
-    assert "cyclic_committee::" not in str(exported.inlined_graph)
     assert infer(network, image[..., :28, :28], "bfloat16")[1] == 0
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
         assert infer(network, image, "bfloat16")[1] == 0
