@@ -307,7 +307,7 @@ def compare_memory(folder: Path, config: str | None, *, few: int, many: int, rou
     growth = (peaks[many] - peaks[few]) * 1e9 / ((many - few) * SIZE**2)
     error = f" ± {growth.std(ddof=1) / rounds**0.5:.3f}" if rounds > 1 else ""
     print(f"growth: {growth.mean():.3f}{error} bytes a voxel, mean of the rounds and its standard error")
-    print("an int16 image and its uint8 label map have 3, a float32 image alone has 4")
+    print("an int16 image has 2, with a uint8 label map beside it 3; a float32 image has 4")
 
 
 def main(

@@ -81,9 +81,17 @@ def test_a_metatensor_is_labelled_on_its_own_grid_and_left_as_it_was(
 
 def test_a_plain_tensor_is_taken_as_training_saw_it(predictor: Predictor) -> None:
     image = 300 * torch.rand(1, 48, 48, 3)
+    before = image.clone()
     label = predictor.predict(image)
     assert not isinstance(label, MetaTensor)
+    assert torch.equal(image, before)
     assert torch.equal(label, predictor.inferer(image[None], predictor.network)[0])
+
+
+def test_a_label_map_keeps_no_more_than_its_own_memory(predictor: Predictor, images: Path) -> None:
+    for image in (images / "turned.nii.gz", 300 * torch.rand(1, 48, 48, 3)):
+        label = predictor.predict(image)
+        assert label.untyped_storage().nbytes() == label.numel()
 
 
 @pytest.mark.parametrize(("out", "path"), [("labels", "labels/turned.nii.gz"), ("deep/label.nii", "deep/label.nii")])

@@ -138,7 +138,7 @@ def label_volume(
         series = volume.series
         image = volume.image if series is None else series.write_nifti(Path(folder, "series.nii"))
         source = first_file(image)
-        said = predictor.predict_opinions(image) if disagreement else predictor.predict(image)
+        said = predictor.predict_opinions(image) if disagreement else predictor.on_own_grid(image, predictor.label)
         label_map = said[0].cpu().numpy()
         written = [write_label_file(label_map, source, volume.ending(".nii.gz"))]
         if series is not None:
