@@ -4,7 +4,7 @@
     python benchmarks/inference.py [--image CT.nii.gz] [--slices 119] [--rounds N] [--config OVERLAY] [--monai]
                                    [--json FILE]
     python benchmarks/inference.py --memory [--config variants/small.yaml] [--slices 119] [--many 480]
-                                   [--rounds N]    # ours, with few and with many slices in turn
+                                   [--rounds N]    # ours, with few and with many slices in turn, by both ways to run it
 
 Without an image, a phantom is brought to slices of 512 x 512 pixels of 0.8 mm, each of them one tile, with a scanner's
 noise. Each measurement is a process of its own that labels the same file: ours with three networks and with one,
@@ -40,7 +40,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai import transforms
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, run
 from monai.data import decollate_batch, list_data_collate
 from monai.inferers import SliceInferer
 from monai.networks.nets import DynUNet
@@ -101,6 +101,12 @@ def ours(voters: Sequence[int] | None) -> Callable[..., Callable[[], Any]]:
         return lambda: predictor.predict_file(image, folder / "ours.nii.gz")
 
     return make
+
+
+def by_monai_bundle(image: Path, folder: Path, config: str | None) -> Callable[[], Any]:
+    files = [f"{bundle_root()}/configs/inference.yaml", *overlays_of(config)]
+    places = {"dataset_dir": str(image), "output_dir": str(folder / "labels"), "ckpt_path": str(folder / "model.pt")}
+    return lambda: run(config_file=files, **places, device="cpu")
 
 
 def save_random_weights(folder: Path, config: str | None) -> None:
@@ -232,8 +238,10 @@ def monai(image: Path, folder: Path, config: str | None) -> Callable[[], Any]:
     return label
 
 
+OURS, WORKFLOW = "ours, three networks", "the same by python -m monai.bundle run"
 SIDES = {  # what is measured -> how it is made, and its environment
-    "ours, three networks": (ours(None), {}),
+    OURS: (ours(None), {}),
+    WORKFLOW: (by_monai_bundle, {"PYTHONWARNINGS": "ignore"}),  # MONAI warns of what configurations may do
     "ours, one network": (ours([0]), {}),
     THEIRS: (nnunet, {}),
     "the same, freed memory kept": (nnunet, KEPT),
@@ -295,18 +303,21 @@ def compare_memory(folder: Path, config: str | None, *, few: int, many: int, rou
     images = {slices: folder / f"{slices}.nii.gz" for slices in (few, many)}
     for slices, image in images.items():
         run_child("volume", folder=folder, image=image, slices=slices)
-    results: dict[int, list[Result]] = {few: [], many: []}
+    results: dict[str, dict[int, list[Result]]] = {side: {few: [], many: []} for side in (OURS, WORKFLOW)}
     for _ in range(rounds):
         for slices, image in images.items():
-            results[slices].append(measure("ours, three networks", image=image, folder=folder, config=config))
-    peaks = {slices: np.array([one["peak_gb"] for one in found]) for slices, found in results.items()}
-    for slices, peak in peaks.items():
-        seconds = np.median([one["seconds"] for one in results[slices]])
-        spread = f"{peak.min():.3f}-{peak.max():.3f}"
-        print(f"{slices:4} slices: {seconds:6.1f} s, peak {np.median(peak):.3f} GB ({spread})", flush=True)
-    growth = (peaks[many] - peaks[few]) * 1e9 / ((many - few) * SIZE**2)
-    error = f" ± {growth.std(ddof=1) / rounds**0.5:.3f}" if rounds > 1 else ""
-    print(f"growth: {growth.mean():.3f}{error} bytes a voxel, mean of the rounds and its standard error")
+            for side, found in results.items():
+                found[slices].append(measure(side, image=image, folder=folder, config=config))
+    for side, by_slices in results.items():
+        print(side)
+        peaks = {slices: np.array([one["peak_gb"] for one in found]) for slices, found in by_slices.items()}
+        for slices, peak in peaks.items():
+            seconds = np.median([one["seconds"] for one in by_slices[slices]])
+            spread = f"{peak.min():.3f}-{peak.max():.3f}"
+            print(f"{slices:4} slices: {seconds:6.1f} s, peak {np.median(peak):.3f} GB ({spread})")
+        growth = (peaks[many] - peaks[few]) * 1e9 / ((many - few) * SIZE**2)
+        error = f" ± {growth.std(ddof=1) / rounds**0.5:.3f}" if rounds > 1 else ""
+        print(f"growth: {growth.mean():.3f}{error} bytes a voxel, mean of the rounds and its standard error")
     print("an int16 image has 2, with a uint8 label map beside it 3; a float32 image has 4")
 
 
@@ -338,7 +349,7 @@ def main(
         volume = Path(image).resolve() if image else work / "ct_0000.nii.gz"
         if not image:
             run_child("volume", folder=work, image=volume, slices=slices)
-        names = [side for side in SIDES if monai or not side.startswith("MONAI")]
+        names = [side for side in SIDES if side != WORKFLOW and (monai or not side.startswith("MONAI"))]
         libraries = ["torch", "monai", "nibabel", "numpy"]
         if find_spec("nnunetv2"):
             libraries.append("nnunetv2")
