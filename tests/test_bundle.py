@@ -154,8 +154,10 @@ def test_training_and_inference_normalise_alike() -> None:
         {**t, "keys": "image"} for t in training["preprocessing"]["transforms"] if "LabelIdsd" not in t["_target_"]
     ]
     assert load("inference.yaml")["preprocessing"]["transforms"] == reading
-    inferer = load("inference.yaml")["inferer"]
-    assert {key: value for key, value in inferer.items() if key != "mirror"} == training["inferer"]
+    inferer, validating = load("inference.yaml")["inferer"], training["inferer"]
+    kinds = [inferer.pop("_target_"), validating.pop("_target_")]  # the same, but for where the labels lie in memory
+    assert kinds == ["scripts.inferer.InPlaceSliceInferer", "scripts.inferer.SliceInferer"]
+    assert {key: value for key, value in inferer.items() if key != "mirror"} == validating
 
 
 def test_the_defaults_are_the_papers() -> None:
