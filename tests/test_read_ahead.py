@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.transforms import Flip
 from torch.utils.data import Dataset
 
 from cyclic_committee.scripts.errors import BadInput, find_bad_input
@@ -76,7 +77,7 @@ def test_nothing_to_read_is_no_batch() -> None:
 
 def test_a_single_volume_is_a_batch_in_its_own_memory_with_what_monai_says_of_it() -> None:
     affine = torch.diag(torch.tensor([2.0, 3.0, 5.0, 1.0]))
-    image = MetaTensor(torch.rand(1, 4, 5, 6), affine=affine, meta={"filename_or_obj": "a.nii.gz"})
+    image = Flip(0)(MetaTensor(torch.rand(1, 4, 5, 6), affine=affine, meta={"filename_or_obj": "a.nii.gz"}))
     item = {"image": image, "name": "a", "number": 3}
     found, theirs = collate([item]), list_data_collate([item])
     assert found["image"].data_ptr() == image.data_ptr() != theirs["image"].data_ptr()
@@ -87,5 +88,6 @@ def test_a_single_volume_is_a_batch_in_its_own_memory_with_what_monai_says_of_it
     assert (found["name"], found["number"]) == (theirs["name"], theirs["number"])
     [one], [other] = decollate_batch(found), decollate_batch(theirs)
     assert one["image"].meta["filename_or_obj"] == other["image"].meta["filename_or_obj"] == "a.nii.gz"
-    assert torch.equal(one["image"].affine, affine)
+    assert torch.equal(one["image"].affine, image.affine)
     assert one["image"].applied_operations == other["image"].applied_operations
+    assert [done["class"] for done in one["image"].applied_operations] == ["Flip"]

@@ -247,8 +247,8 @@ class SliceInferer(Inferer):
 class InPlaceSliceInferer(SliceInferer):
     """`SliceInferer`, but the label map takes the first byte of each voxel of the image, which is lost thereby.
 
-    So memory grows by no more than the image as it is stored. For images that nobody reads once they are labelled; the
-    label map keeps all of the image's memory. Probabilities don't fit, and have memory of their own.
+    So memory grows by no more than the image as it is stored. For images that nobody reads once they are labelled, and
+    no cache keeps; the label map keeps all of the image's memory. Probabilities have memory of their own.
     """
 
     @torch.no_grad()

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
 from monai.data import DataLoader, MetaTensor, list_data_collate
+
+from .orientation import outline
 
 
 class ReadAheadLoader(DataLoader):
@@ -41,11 +42,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> Any:
     if len(items) > 1:
         return list_data_collate(items)
     volumes = {key: value for key, value in items[0].items() if isinstance(value, MetaTensor)}
-    outlines = {  # without voxels
-        key: MetaTensor(torch.empty_like(volume.as_tensor(), device="meta")).copy_meta_from(volume)
-        for key, volume in volumes.items()
-    }
-    batch = list_data_collate([{**items[0], **outlines}])
+    batch = list_data_collate([{**items[0], **{key: outline(volume) for key, volume in volumes.items()}}])
     for key, volume in volumes.items():
         batch[key] = MetaTensor(volume.as_tensor()[None]).copy_meta_from(batch[key])
     return batch
