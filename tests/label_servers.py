@@ -97,8 +97,10 @@ def label_server(studies: str | Path, bundle: Path, folder: Path, *options: str)
     command = [here.pop(word, word) for word in command]
     assert not here
     command += ["--port", str(port), "--work", str(folder / "work"), *options]
-    with child(command, log, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
-        wait_until_ready(f"http://127.0.0.1:{port}/info/", process, log)
+    (folder / "temporary").mkdir(exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "temporary")}
+    with child(command, log, cwd=folder, env=environment) as process:
+        wait_until_ready(f"http://127.0.0.1:{port}/auth/", process, log)
         yield LabelServer(f"http://127.0.0.1:{port}", folder / "work")
 
 

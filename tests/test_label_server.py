@@ -348,6 +348,7 @@ def test_nonsense_is_answered_with_400(running: Running) -> None:
 
 def test_other_sites_pages_may_not_read_answers(running: Running) -> None:
     answer = requests.get(f"{running.server.url}/info/", headers={"Origin": "https://elsewhere.example"}, timeout=120)
+    assert answer.status_code == 403
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 from pathlib import Path
@@ -157,3 +158,16 @@ def test_a_loaded_reference_is_checked_against_the_labels(tmp_path: Path) -> Non
     loaded = LoadVolumed("label", image_only=True)({"label": str(path)})
     with pytest.raises(BadInput, match=r"label\.nii\.gz: holds the label ids 9"):
         LabelIdsd("label", labels={"1": "liver"})(loaded)
+
+
+@pytest.mark.parametrize("name", ["claims.nii.gz", "claims.nii"])
+def test_memory_is_not_taken_on_the_word_of_a_header(tmp_path: Path, name: str) -> None:
+    """69 bytes that claim 20 GB are refused by their size, when they are opened."""
+    path = write(tmp_path / name)
+    header = nib.load(path).header
+    header.set_data_shape((3000, 3000, 1200))
+    opener = gzip.open if name.endswith(".gz") else open
+    with opener(path, "wb") as file:
+        header.write_to(file)
+    with pytest.raises(BadInput, match=rf"{name}: damaged or truncated \(its header claims 21.6 GB of voxels"):
+        open_volume(path)

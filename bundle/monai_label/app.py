@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -22,21 +21,18 @@ from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.utils.async_tasks.utils import processes
-from monailabel.utils.others.generic import device_list, name_to_device
+from monailabel.utils.others.generic import device_list
 
 from ..scripts.predictor import plain_errors
 from ..scripts.work_folder import MODEL, served_bundle
 from .archive_store import ArchiveStore, archive_client
 from .disagreement import NAME, DisagreementScoring, MostDisputed
 from .folder_store import FolderStore, plain_tag
+from .parameters import InferenceOptions, parse
 from .scores import Scores
 from .training import CommitteeTraining
 
 logger = logging.getLogger(__name__)
-# of a reader's request: what else MONAI Label's tasks understand leads to other files
-INFERENCE = ("device", "result_extension", "result_dtype", "result_compress", "save_label", "label_tag", "client_id")
-DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]+)?")
-EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 
 
 class CommitteeInference(BundleInferTask):
@@ -76,7 +72,7 @@ class CommitteeApp(MONAILabelApp):
             client = archive_client(self.studies)
             return ArchiveStore(client, labels=self.label_ids, metadata=self.metadata, cache=self.work / "cache")
         reload = settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
-        return FolderStore(self.studies, extensions=["*.nii.gz", "*.nii"], auto_reload=reload)
+        return FolderStore(self.studies, labels=self.label_ids, extensions=["*.nii.gz", "*.nii"], auto_reload=reload)
 
     def init_infers(self) -> dict[str, Any]:
         """Return the one model."""
@@ -99,19 +95,15 @@ class CommitteeApp(MONAILabelApp):
         store = datastore or self.datastore()
         model = str(request.get("model"))
         task = one_of(self._infers, model, "model")
-        chosen = {key: request[key] for key in INFERENCE if request.get(key) is not None}
-        if chosen.get("result_extension", EXTENSIONS[0]) not in EXTENSIONS:
-            raise HTTPException(400, f"result_extension must be one of {', '.join(EXTENSIONS)}.")
-        chosen["device"] = name_to_device(chosen.get("device", ""))
-        if not DEVICE.fullmatch(str(chosen["device"])):
-            raise HTTPException(400, f"There is no device {str(chosen['device'])[:50]!r}.")
-        tag = plain_tag(chosen.get("label_tag", DefaultLabelTag.ORIGINAL))
+        options = parse(InferenceOptions, request)
+        chosen = options.model_dump(exclude_none=True)
+        tag = plain_tag(options.label_tag or DefaultLabelTag.ORIGINAL)
         upload = request.get("upload")
         image = upload or store.get_image_uri(str(request.get("image", "")))
         with self.one_at_a_time, plain_errors():
             file, result = task({**chosen, "model": model, "image": image, "description": task.description})
         label = file
-        if chosen.get("save_label") and not upload:
+        if options.save_label and not upload:
             label = store.save_label(request["image"], file, tag, {"model": model, "params": result})
         return {"label": label, "tag": tag, "file": file, "params": result}
 

@@ -11,7 +11,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pydicom
 from dicomweb_client.session_utils import create_session_from_user_pass
@@ -28,9 +27,11 @@ from ..scripts.dicom_series import DicomSeries, find_series
 from ..scripts.errors import BadInput
 from ..scripts.label_map_writer import write_label_file
 from ..scripts.unfinished import unfinished_path
+from ..scripts.volumes import as_label_ids, open_volume, read_voxels
 from .folder_store import plain_tag
 from .names import require_ending, require_uid
 from .shared_store import SharedStore
+from .uploads import errors_without
 
 logger = logging.getLogger(__name__)
 FINAL = DefaultLabelTag.FINAL
@@ -131,6 +132,7 @@ class ArchiveStore(DICOMWebDatastore, SharedStore):
         tag = plain_tag(label_tag)
         series = self.series(require_uid(image_id))
         self.get_image_uri(image_id)
+        self.voxels_of(label_filename, series)
         if tag == FINAL.value:
             label_info = {**label_info, "SeriesInstanceUID": self.store(label_filename, series)}
         return str(SharedStore.save_label(self, image_id, label_filename, tag, label_info))
@@ -151,14 +153,24 @@ class ArchiveStore(DICOMWebDatastore, SharedStore):
         Raises:
             BadInput: see `store`.
         """
-        given: Any = nib.load(label_file)
-        label_map = on_grid_of(series, given).astype(np.uint8)
+        label_map = self.voxels_of(label_file, series)
         about = {"algorithm": self.metadata["name"], "version": self.metadata["version"]}
         with tempfile.TemporaryDirectory() as folder:
             path = write_segmentation(label_map, series, self.labels, Path(folder, "label.dcm"), **about)
             if path is None:
                 raise BadInput("Nothing is labelled, and a DICOM segmentation can't be empty. Label an organ.")
             return path.read_bytes()
+
+    def voxels_of(self, label_file: str | Path, series: DicomSeries) -> np.ndarray:
+        """Return a label map's ids `(x, y, z)` on the grid of its series, or answer 400.
+
+        Raises:
+            BadInput: the series' file is damaged.
+        """
+        with errors_without(label_file, series.folder):
+            volume = open_volume(label_file)
+            read_voxels(volume)  # all of it, to its checksum
+            return as_label_ids(on_grid_of(series, volume), self.labels, label_file)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """Return a label's file, NIfTI."""

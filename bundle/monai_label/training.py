@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
+from ..scripts.errors import BadInput
 from ..scripts.predictor import Predictor
 from ..scripts.unfinished import write_whole
 from ..scripts.volumes import case_name
+from .names import CODE
+from .parameters import TrainingOptions, parse
 from .rounds import Cases, mean_dsc, replace_file, split_cases
 
 logger = logging.getLogger(__name__)
+CHANGED = re.compile(r"::|[@%]#")  # by MONAI, in any string of a configuration
 
 
 class CommitteeTraining(BundleTrainTask):
@@ -41,7 +46,8 @@ class CommitteeTraining(BundleTrainTask):
 
     def config(self) -> dict[str, Any]:
         """Return what a reader may choose, with the default of each."""
-        return {"device": device_list(), "max_epochs": 10, "val_split": 0.2}
+        defaults = parse(TrainingOptions, {}).model_dump(include={"max_epochs", "val_split"})
+        return {"device": device_list(), **defaults}
 
     def stats(self) -> dict[str, Any]:
         """Return what came of each round."""
@@ -54,10 +60,9 @@ class CommitteeTraining(BundleTrainTask):
         Raises:
             BadInput: fewer than two finished labels; a case that can't be used.
         """
+        options = parse(TrainingOptions, request).model_dump(exclude={"client_id"})
         self.round = self.next_round()
-        options = {**self.config(), **request, "multi_gpu": False, "model_filename": "model.pt"}
-        if isinstance(options["device"], list):
-            options["device"] = options["device"][0]
+        options |= {"model": request["model"], "multi_gpu": False, "model_filename": "model.pt"}
         super().__call__(options, datastore)
         served, trained = self.bundle / "models" / "model.pt", self.round / "model.pt"
         before, after = (
@@ -94,6 +99,7 @@ class CommitteeTraining(BundleTrainTask):
     def _partition_datalist(
         self, datalist: Cases, request: Mapping[str, Any], shuffle: bool = False
     ) -> tuple[Cases, Cases]:
+        require_literal(file for case in datalist for file in case.values())
         training, self.validation = split_cases(datalist, share=float(request["val_split"]))
         self.training_cases = [case_name(case["image"]) for case in training]
         return training, self.validation
@@ -103,3 +109,10 @@ class CommitteeTraining(BundleTrainTask):
         overrides["output_dir"] = str(self.round)
         overrides["cache_dir"] = str(self.work / "slices")  # what is prepared serves all rounds
         return overrides
+
+
+def require_literal(files: Iterable[str]) -> None:
+    """Raise `BadInput` for a file whose path a configuration would take for something else than a path."""
+    for file in files:
+        if file.startswith(CODE) or CHANGED.search(file):
+            raise BadInput(f"{file}: rename it, without ::, @# and %#, which a configuration takes for its own keys.")

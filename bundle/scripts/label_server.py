@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -17,6 +19,8 @@ from .work_folder import make_work_folder
 
 NEEDED = ("monailabel", "pydicom", "highdicom")
 NO_ACCOUNTS = "this application knows no accounts. Unset it, and put authentication in front: docs/monai_label.md."
+HOSTS, TOKEN = "LABEL_SERVER_HOSTS", "LABEL_SERVER_TOKEN"  # environment variables: other users can't read them
+SHORTEST_TOKEN = 16
 FRESH_S = 10  # how long what an archive holds is remembered
 
 
@@ -28,18 +32,24 @@ def label_server(
     bundle: str | None = None,
     config: str | Sequence[str] | None = None,
     ckpt_path: str | None = None,
+    hosts: str | Sequence[str] | None = None,
+    token: bool | None = None,
 ) -> None:
     """Serve the committee to OHIF and 3D Slicer with MONAI Label, until Ctrl+C.
 
     Args:
         studies: a folder of NIfTI files, or the url of an archive's DICOMweb service, http:// or https://.
-        host: the address to listen on; by default this machine alone can reach it, and there is no password.
+        host: the address to listen on; by default this machine alone can reach it.
         port: to listen on.
         work: the server's own folder: a copy of the bundle, the weights that it trains, and of an archive's studies
             what was looked at. Made when it isn't there; else the server goes on with what lies in it.
         bundle: the folder of a bundle, such as a fold of Auto3DSeg; by default the installed one.
         config: overlays that the networks were trained with, commas between them, such as variants/small.yaml.
         ckpt_path: the weights; by default models/model.pt of the bundle.
+        hosts: further names under which readers reach the server, commas between them, such as labels.example.org;
+            requests that name another server are refused.
+        token: whether an access token is asked for, printed at the start; by default where other machines can reach
+            the server. LABEL_SERVER_TOKEN in the environment is the token; else a new one is made at each start.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -55,9 +65,47 @@ def label_server(
     folder = Path(work).resolve()
     make_work_folder(folder, bundle=bundle, overlays=channel_list(config), ckpt_path=ckpt_path)
     where = str(studies) if is_url else str(Path(studies).resolve())
+    names, secret = host_names(channel_list(hosts)), access_token(token, str(host))
     command = server_command(folder, where, host=str(host), port=int(port))
-    print(f"MONAI Label: http://{host}:{port}, the viewer: http://{host}:{port}/ohif/, stopped by Ctrl+C", flush=True)
-    os.execve(command[0], command, {**os.environ, **server_environment()})
+    page, query = f"http://{f'[{host}]' if ':' in str(host) else host}:{port}", f"?token={secret}" if secret else ""
+    print(f"MONAI Label: {page}/{query}, the viewer: {page}/ohif/{query}, stopped by Ctrl+C", flush=True)
+    environment = {**os.environ, **server_environment(), HOSTS: ",".join({*names, str(host)} - {"0.0.0.0", "::"})}
+    environment.pop(TOKEN, None)
+    os.execve(command[0], command, {**environment, TOKEN: secret} if secret else environment)
+
+
+def host_names(names: Sequence[str]) -> Sequence[str]:
+    """Return the names as they are.
+
+    Raises:
+        BadInput: one that is no name of a machine.
+    """
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9.-]+|\[?[0-9A-Fa-f:]+\]?", name):
+            raise BadInput(f"--hosts: {name!r} is no machine's name. Give it without http:// and port.")
+    return names
+
+
+def access_token(wanted: bool | None, host: str) -> str | None:
+    """Return the access token that is asked for, None for none.
+
+    Args:
+        wanted: as the command's option.
+        host: the address that is listened on.
+
+    Raises:
+        BadInput: neither true nor false; one in the environment that is too short.
+    """
+    if wanted not in (None, True, False):
+        raise BadInput(
+            f"--token must be true or false, got {wanted!r}. Its value comes from {TOKEN}, if not by chance."
+        )
+    given = os.environ.get(TOKEN, "")
+    if wanted is False or (wanted is None and not given and host in ("127.0.0.1", "localhost", "::1")):
+        return None
+    if given and not re.fullmatch(rf"[A-Za-z0-9._~-]{{{SHORTEST_TOKEN},}}", given):
+        raise BadInput(f"{TOKEN}: give {SHORTEST_TOKEN} or more letters, digits, ., _, ~ and -.")
+    return given or secrets.token_urlsafe(24)
 
 
 def server_command(work: Path, studies: str, *, host: str, port: int) -> list[str]:

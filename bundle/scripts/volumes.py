@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from .errors import BadInput, find_bad_input
 SUFFIXES = (".nii.gz", ".nii")
 ROUNDING_MM = 1e-3  # grids that are nearer to each other than this are the same
 TOLERABLE_SHIFT = 0.1  # of a voxel: label maps that lie that far off are taken to be on their image's grid
+DEFLATE = 1032  # as much smaller gzip's files may be than what is in them, and no more
 READ_AT_ONCE = 2**24  # bytes
 Files = str | Path | Sequence[str | Path]
 
@@ -57,8 +59,20 @@ def open_volume(path: str | Path, *, may_have_channels: bool = False) -> Spatial
     dimensions = (3, 4) if may_have_channels else (3,)
     if len(volume.shape) not in dimensions or min(volume.shape) < 1:
         raise BadInput(f"{path}: has the shape {volume.shape}, expected three dimensions. Write one volume a file.")
+    require_all_voxels(volume, path)
     require_voxel_sizes(volume)
     return volume
+
+
+def require_all_voxels(volume: SpatialImage, path: Path) -> None:
+    """Raise `BadInput` if a file is too small for what its header claims: memory is taken by the claim."""
+    number: Any = volume.get_data_dtype()
+    claimed, held = math.prod(volume.shape) * number.itemsize, path.stat().st_size
+    if claimed > held * (DEFLATE if path.name.endswith(".gz") else 1):
+        raise BadInput(
+            f"{path}: damaged or truncated (its header claims {claimed / 1e9:.3g} GB of voxels, and the file has "
+            f"{held / 1e9:.3g} GB). Replace it or take it out."
+        )
 
 
 def require_voxel_sizes(volume: SpatialImage) -> None:
