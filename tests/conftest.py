@@ -15,12 +15,12 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from cyclic_committee.scripts.committee import Committee
-from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.normalisation import ClipAndStandardise
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
-from cyclic_committee.scripts.resampling import ResampleThenNormalise
-from cyclic_committee.scripts.slice_store import Preparation
+from cyclic_committee.scripts.data.slice_store import Preparation
+from cyclic_committee.scripts.networks.committee import Committee
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
+from cyclic_committee.scripts.transforms.normalisation import ClipAndStandardise
+from cyclic_committee.scripts.transforms.resampling import ResampleThenNormalise
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundle"

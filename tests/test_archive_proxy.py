@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from orthanc import free_port
 
-from cyclic_committee.scripts.archive_proxy import serve_archive
+from cyclic_committee.monai_label.dicomweb_proxy import serve_archive
 
 pytest.importorskip("httpx", reason="httpx isn't installed: pip install httpx")
 applications = pytest.importorskip("starlette.applications", reason="starlette isn't installed: pip install starlette")

@@ -17,15 +17,15 @@ from scipy import ndimage, stats
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cyclic_committee.scripts.augmentation import (
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.transforms.augmentation import (
     OneStreamCompose,
     RandEachChanneld,
     RandGamma,
     RandRotateScaleCropd,
     draw_factor,
 )
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.warping import (
+from cyclic_committee.scripts.transforms.warping import (
     resample_image,
     resample_label,
     sampling_points,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from auto3dseg_runs import input_files, mr_list, phantom_list
 
-from cyclic_committee.scripts.auto3dseg_data import measured_source, read_analysis, read_source
-from cyclic_committee.scripts.errors import BadInput
+from cyclic_committee.scripts.auto3dseg.data_source import measured_source, read_analysis, read_source
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 LABELS = {1: "liver", 2: "kidney", 3: "spleen", 4: "pancreas"}
 

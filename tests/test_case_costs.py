@@ -8,10 +8,16 @@ import pytest
 import yaml
 from conftest import TINY
 
-from cyclic_committee.scripts import case_costs as module
-from cyclic_committee.scripts.case_costs import CaseCost, case_costs, gpu_memory_mib, read_costs, write_costs
-from cyclic_committee.scripts.cross_validation import begin
-from cyclic_committee.scripts.errors import BadInput
+from cyclic_committee.scripts.experiments import inference_costs as module
+from cyclic_committee.scripts.experiments.cross_validation import begin
+from cyclic_committee.scripts.experiments.inference_costs import (
+    CaseCost,
+    case_costs,
+    gpu_memory_mib,
+    read_costs,
+    write_costs,
+)
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cyclic_committee.scripts.cases import find_cases, find_images, require_cases
-from cyclic_committee.scripts.errors import BadInput
+from cyclic_committee.scripts.data.cases import find_cases, find_images, require_cases
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 def make(folder: Path, *names: str) -> Path:

@@ -10,11 +10,12 @@ import pytest
 import yaml
 from conftest import BUNDLE, CONFIGS, TINY
 
-from cyclic_committee.scripts import command_line, demo
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.model_size import committee_from, count_macs, size_table
-from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
+from cyclic_committee.scripts.commands import main as command_line
+from cyclic_committee.scripts.estimate.model_size import committee_from, count_macs, size_table
+from cyclic_committee.scripts.experiments import demo
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -104,14 +105,15 @@ def test_two_folders_are_compared(
 def test_a_copied_bundle_has_all_but_what_was_made_by_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     type_in(monkeypatch, "bundle", str(tmp_path / "mine"))
     files = {str(path.relative_to(tmp_path / "mine")) for path in (tmp_path / "mine").rglob("*") if path.is_file()}
-    assert {"LICENSE", "configs/train.yaml", "configs/variants/small.yaml", "scripts/selection.py"} <= files
+    assert {"LICENSE", "configs/train.yaml", "configs/variants/small.yaml", "scripts/report/page.html"} <= files
+    assert {str(path.relative_to(BUNDLE)) for path in (BUNDLE / "scripts").rglob("*.py")} <= files
     assert not [name for name in files if name.endswith((".pt", ".pyc"))]
 
 
 TINY_DEMO = {
     **{key: value for key, value in TINY.items() if key not in ("member#features", "device")},
     "member": {  # as a whole: over a plan's, which has strides
-        "_target_": "scripts.network.UNet2d",
+        "_target_": "scripts.networks.unet.UNet2d",
         "in_channels": "@channels",
         "out_channels": "@classes",
         "features": [4, 8, 16],

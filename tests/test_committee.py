@@ -5,9 +5,9 @@ import torch
 from monai.networks.nets import SegResNet, UNet
 from torch import nn
 
-from cyclic_committee.scripts.committee import Committee, require_training
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.network import UNet2d
+from cyclic_committee.scripts.networks.committee import Committee, require_training
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 def members(count: int = 3) -> list[nn.Module]:

@@ -13,14 +13,15 @@ from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyclic_committee.scripts import convolution_passes, convolutions, native_build, traced
-from cyclic_committee.scripts.convolutions import Convolution3x3
-from cyclic_committee.scripts.forward import OneForward, Passes, WholeGraph
-from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.precision import autocast, narrow_weights
-from cyclic_committee.scripts.selection import LossDifference
-from cyclic_committee.scripts.traced import Parts, Rows, trace
-from cyclic_committee.scripts.trainer import score
+from cyclic_committee.scripts.autograd import convolution_passes, traced
+from cyclic_committee.scripts.autograd.forward import OneForward, Passes, WholeGraph
+from cyclic_committee.scripts.autograd.traced import Parts, Rows, trace
+from cyclic_committee.scripts.networks import convolutions, native_build
+from cyclic_committee.scripts.networks.convolutions import Convolution3x3
+from cyclic_committee.scripts.networks.precision import autocast, narrow_weights
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.training.selection import LossDifference
+from cyclic_committee.scripts.training.trainer import score
 
 ABLE = torch.cpu.get_capabilities()
 needs_ours = pytest.mark.skipif(

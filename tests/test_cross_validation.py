@@ -16,16 +16,16 @@ from conftest import SCHEDULE, TINY
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from cyclic_committee.scripts import cross_validation
-from cyclic_committee.scripts.cross_validation import cross_validate, folds_of
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.layouts import read_data_set
-from cyclic_committee.scripts.parent_run import ParentRun
-from cyclic_committee.scripts.score_report import ScoreRow, write_csv
+from cyclic_committee.scripts.data.layouts import read_data_set
+from cyclic_committee.scripts.experiments import cross_validation
+from cyclic_committee.scripts.experiments.cross_validation import cross_validate, folds_of
+from cyclic_committee.scripts.handlers.mlflow_parent_run import ParentRun
+from cyclic_committee.scripts.metrics.score_table import ScoreRow, write_csv
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 TINY_RUN = {**{key: value for key, value in TINY.items() if key != "device"}, **SCHEDULE}
 ROW: ScoreRow = {"case": "case", "label": 1, "organ": "liver", "dsc": 0.5, "nsd": 0.25}
-COMMAND = "from cyclic_committee.scripts.command_line import main; main()"
+COMMAND = "from cyclic_committee.scripts.commands.main import main; main()"
 
 
 @pytest.fixture

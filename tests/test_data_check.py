@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from conftest import CT_EXAMPLE, preparation
 
-from cyclic_committee.scripts.case_check import as_problem
-from cyclic_committee.scripts.check_report import format_report, report_as_json
-from cyclic_committee.scripts.data_check import Report, check_data_set, nothing_to_check
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.hounsfield import why_not_hu
-from cyclic_committee.scripts.layouts import read_data_set
-from cyclic_committee.scripts.slice_store import store_case
+from cyclic_committee.scripts.data.layouts import read_data_set
+from cyclic_committee.scripts.data.slice_store import store_case
+from cyclic_committee.scripts.planning.case_check import as_problem
+from cyclic_committee.scripts.planning.check_report import format_report, report_as_json
+from cyclic_committee.scripts.planning.data_check import Report, check_data_set, nothing_to_check
+from cyclic_committee.scripts.planning.hounsfield import why_not_hu
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 SIZE = (16, 16, 6)
 LABELS = {1: "liver", 2: "kidney", 3: "spleen"}

@@ -11,10 +11,10 @@ pytest.importorskip("highdicom", reason="highdicom isn't installed: pip install 
 
 from dicom_studies import write_series  # noqa: E402
 
-from cyclic_committee.scripts.dicom_labels import read_segmentation  # noqa: E402
-from cyclic_committee.scripts.dicom_segmentation import write_segmentation  # noqa: E402
-from cyclic_committee.scripts.dicom_series import DicomSeries, find_series  # noqa: E402
-from cyclic_committee.scripts.errors import BadInput  # noqa: E402
+from cyclic_committee.scripts.dicom.segmentation import write_segmentation  # noqa: E402
+from cyclic_committee.scripts.dicom.segmentation_labels import read_segmentation  # noqa: E402
+from cyclic_committee.scripts.dicom.series import DicomSeries, find_series  # noqa: E402
+from cyclic_committee.scripts.runtime.errors import BadInput  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ from dicom_studies import alter, write_series
 from pydicom import Dataset, dcmread
 from test_dicom_series import AFFINES, AXIAL
 
-from cyclic_committee.scripts.dicom_segmentation import display_colour, on_grid_of, write_segmentation
-from cyclic_committee.scripts.dicom_series import DicomSeries, find_series
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.organ_codes import organ_code
+from cyclic_committee.scripts.dicom.codes import organ_code
+from cyclic_committee.scripts.dicom.segmentation import display_colour, on_grid_of, write_segmentation
+from cyclic_committee.scripts.dicom.series import DicomSeries, find_series
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 SHAPE = (20, 16, 9)
 DCMQI = "dcmqi==1.5.7"

@@ -28,9 +28,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from cyclic_committee.scripts import dicom_pixels
-from cyclic_committee.scripts.dicom_series import DicomSeries, find_series
-from cyclic_committee.scripts.errors import BadInput
+from cyclic_committee.scripts.dicom import pixels as dicom_pixels
+from cyclic_committee.scripts.dicom.series import DicomSeries, find_series
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 SHAPE = (36, 33, 7)  # JPEG 2000 wants 32 pixels
 

@@ -18,10 +18,10 @@ from conftest import CT_EXAMPLE, LABELS
 from label_servers import label_environment, label_python
 from viewer_stack import Stack, in_order, on_grid_of, viewer_stack, why_not
 
-from cyclic_committee.scripts.prediction import predict_command
-from cyclic_committee.scripts.predictor import Predictor
-from cyclic_committee.scripts.unfinished import UNFINISHED
-from cyclic_committee.scripts.work_folder import MODEL
+from cyclic_committee.scripts.bundles.server_folder import MODEL
+from cyclic_committee.scripts.inference.prediction import predict_command
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.runtime.atomic_files import UNFINISHED
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 PATIENTS = pytest.mark.parametrize("patient", ["upwards", "downwards", "oblique", "real_ct"])

@@ -17,20 +17,21 @@ from monai.inferers import SimpleInferer
 from monai.networks.nets import SegResNet
 from torch import Tensor, nn
 
-from cyclic_committee.scripts import command_line, native_build
-from cyclic_committee.scripts import estimate as estimate_module
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.estimate import Estimate, duration, estimate, format_estimate, work
-from cyclic_committee.scripts.estimate_settings import read_settings
-from cyclic_committee.scripts.footprint import Alive, footprint, forward_sizes
-from cyclic_committee.scripts.forward import OneForward
-from cyclic_committee.scripts.memory_estimate import activations, member_footprint, optimiser_bytes
-from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.precision import autocast
-from cyclic_committee.scripts.traced import trace
+from cyclic_committee.scripts.autograd.forward import OneForward
+from cyclic_committee.scripts.autograd.traced import trace
+from cyclic_committee.scripts.commands import main as command_line
+from cyclic_committee.scripts.estimate import estimate as estimate_module
+from cyclic_committee.scripts.estimate.activations import Alive, footprint, forward_sizes
+from cyclic_committee.scripts.estimate.estimate import Estimate, duration, estimate, format_estimate, work
+from cyclic_committee.scripts.estimate.memory import activations, member_footprint, optimiser_bytes
+from cyclic_committee.scripts.estimate.settings import read_settings
+from cyclic_committee.scripts.networks import native_build
+from cyclic_committee.scripts.networks.precision import autocast
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 SMALL = str(CONFIGS / "variants" / "small.yaml")
-TWICE = {"passes": {"_target_": "scripts.forward.TwoForwards"}}
+TWICE = {"passes": {"_target_": "scripts.autograd.forward.TwoForwards"}}
 TINY: dict[str, Any] = {"member#features": [4, 8, 16], "patch_size": [48, 48], "crop_size": [48, 48]}
 
 
@@ -233,8 +234,11 @@ def test_help_is_not_taken_for_a_key(
     ("config", "message"),
     [
         ({"patch_sise": [96, 96]}, "patch_sise: no such key, nothing in the configuration uses it. Did you mean patch"),
-        ({"member": {"_target_": "scripts.network.UNet3d"}}, "no training can be made of it"),
-        ({"select": {"_target_": "scripts.selection.LossDifference", "keep": 3}}, "keep must be in (0, 1], got 3."),
+        ({"member": {"_target_": "scripts.networks.unet.UNet3d"}}, "no training can be made of it"),
+        (
+            {"select": {"_target_": "scripts.training.selection.LossDifference", "keep": 3}},
+            "keep must be in (0, 1], got 3.",
+        ),
         ({"precision": "int3"}, "precision must be one of"),
     ],
 )

@@ -19,10 +19,10 @@ from monai.networks.trt_compiler import TrtCompiler
 from test_command_line import type_in
 from torch import Tensor, nn
 
-from cyclic_committee.scripts import agreement as module
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.export import FORMATS, export
-from cyclic_committee.scripts.predictor import Predictor
+from cyclic_committee.scripts.inference import export_check as module
+from cyclic_committee.scripts.inference.export import FORMATS, export
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 VALUES = {"member#features": [8, 16], "spacing_mm": TINY["spacing_mm"], "patch_size": TINY["patch_size"]}
 needs_ct = pytest.mark.skipif(not CT_EXAMPLE.is_dir(), reason="no real CT at ../shared/data/ct_example")
@@ -288,7 +288,7 @@ def test_a_bundle_elsewhere_is_exported_with_its_own_configuration_code_and_weig
     shutil.copy(model, copied / "models" / "model.pt")
     shutil.copy(overlay, copied / "configs" / "variants" / "mine.yaml")
     inference = copied / "configs" / "inference.yaml"
-    inference.write_text(inference.read_text().replace("scripts.network.UNet2d", "scripts.mine.Mine"))
+    inference.write_text(inference.read_text().replace("scripts.networks.unet.UNet2d", "scripts.mine.Mine"))
     mine = "from .network import UNet2d\n\n\nclass Mine(UNet2d):\n    pass\n"
     (copied / "scripts" / "mine.py").write_text(mine)
     command = [str(Path(sys.executable).with_name("cyclic-committee")), "export", "mine.ts", "--format", "torchscript"]

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 from torch.nn.functional import interpolate
 
-from cyclic_committee.scripts.filtering import Band, blur, lower_resolution
+from cyclic_committee.scripts.transforms.filtering import Band, blur, lower_resolution
 
 
 def noisy(*size: int) -> torch.Tensor:

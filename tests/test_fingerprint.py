@@ -7,9 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cyclic_committee.scripts.case_files import Case
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.fingerprint import (
+from cyclic_committee.scripts.data.case_files import Case
+from cyclic_committee.scripts.planning.fingerprint import (
     MOST_VALUES,
     CaseFingerprint,
     count_values,
@@ -17,6 +16,7 @@ from cyclic_committee.scripts.fingerprint import (
     measure_case,
     measure_cases,
 )
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 def write(folder: Path, name: str, image: np.ndarray, label: np.ndarray, affine: np.ndarray | None = None) -> Case:

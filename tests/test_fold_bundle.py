@@ -10,8 +10,7 @@ import yaml
 from conftest import BUNDLE, CONFIGS
 from monai.bundle import ConfigParser
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.fold_bundle import (
+from cyclic_committee.scripts.bundles.fold_bundle import (
     as_planned,
     blocks_of,
     copy_template,
@@ -22,6 +21,7 @@ from cyclic_committee.scripts.fold_bundle import (
     with_given,
     write_fold,
 )
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 PLAN = """\
 # A plan.
@@ -35,10 +35,10 @@ channels: 2
 
 normalise:
   # T1
-  - {_target_: scripts.normalisation.StandardiseImage, nonzero: false}
+  - {_target_: scripts.transforms.normalisation.StandardiseImage, nonzero: false}
   # T2
 
-  - {_target_: scripts.normalisation.ClipAndStandardise, clip: [-100, 300], mean: 100, sd: 50}
+  - {_target_: scripts.transforms.normalisation.ClipAndStandardise, clip: [-100, 300], mean: 100, sd: 50}
 
 # Small.
 patch_size: [64, 32]
@@ -162,9 +162,11 @@ def test_a_copy_takes_nothing_along_that_was_made_by_use(tmp_path: Path) -> None
     used = tmp_path / "used"
     shutil.copytree(BUNDLE, used, ignore=shutil.ignore_patterns("__pycache__", "*.pt"))
     (used / "models" / "model.pt").touch()
-    (used / "output").mkdir()
+    for name in ("output", "data"):
+        (used / name).mkdir()
     copy_template(used, tmp_path / "fold")
-    assert not (tmp_path / "fold" / "output").exists()
+    assert not {"output", "data"} & {path.name for path in (tmp_path / "fold").iterdir()}
+    assert (tmp_path / "fold" / "scripts" / "data" / "cases.py").is_file()  # a room of the same name
     assert [file.name for file in (tmp_path / "fold" / "models").iterdir()] == ["README.md"]
 
 

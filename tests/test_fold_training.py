@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cyclic_committee.scripts.fold_training import begin_or_resume, training_command, training_environment
+from cyclic_committee.scripts.auto3dseg.fold_training import begin_or_resume, training_command, training_environment
 
 FOLD = Path("/a work folder/committee_0")
 TRAIN, MANY = f"{FOLD}/configs/train.yaml", f"{FOLD}/configs/multi_gpu_train.yaml"

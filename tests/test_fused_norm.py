@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from cyclic_committee.scripts import fused_norm, native_build
-from cyclic_committee.scripts.fused_norm import InstanceNormLeakyReLU
+from cyclic_committee.scripts.networks import fused_norm, native_build
+from cyclic_committee.scripts.networks.fused_norm import InstanceNormLeakyReLU
 
 needs_compiler = pytest.mark.skipif(not native_build.find_compiler(), reason="there is no C++ compiler")
 # one thread a sample and all threads on a sample; one chunk and several; rows that don't divide the pixels
@@ -445,10 +445,10 @@ def test_a_cache_that_can_not_be_written_is_done_without(
 
 @needs_compiler
 def test_under_both_its_names_the_module_shares_one_operator_and_pytorchs_threads() -> None:
-    root = fused_norm.SOURCE.parents[1]
+    root = fused_norm.SOURCE.parents[2]
     code = (
         f"import sys, torch; sys.path.insert(0, {str(root)!r})\n"
-        "import scripts.fused_norm as one, cyclic_committee.scripts.fused_norm as two\n"
+        "import scripts.networks.fused_norm as one, cyclic_committee.scripts.networks.fused_norm as two\n"
         "assert one is not two and one.native_is_there() and two.native_is_there()\n"
         "x = torch.rand(1, 2, 4, 4).to(memory_format=torch.channels_last)\n"
         "assert torch.equal(one.InstanceNormLeakyReLU(2)(x), two.InstanceNormLeakyReLU(2)(x))\n"

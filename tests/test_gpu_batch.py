@@ -7,9 +7,9 @@ import pytest
 from auto3dseg_runs import made_fold, phantom_list
 from monai.bundle import ConfigParser
 
-from cyclic_committee.scripts import gpu_batch
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.gpu_batch import cuda_bytes, largest_batch
+from cyclic_committee.scripts.auto3dseg import gpu_batch
+from cyclic_committee.scripts.auto3dseg.gpu_batch import cuda_bytes, largest_batch
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 SMALL = {"overlays": ["variants/small.yaml"], "member#features": [4, 8, 16], "patch_size": [32, 32]}
 

@@ -14,8 +14,8 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from monai.handlers import ValidationHandler
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.history import History, epoch_row, read_history
+from cyclic_committee.scripts.handlers.history import History, epoch_row, read_history
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 def make_trainer(*handlers: Any, first_epoch: int = 1) -> Engine:

@@ -11,8 +11,8 @@ from auto3dseg_runs import TINY_TRAINING, made_fold, phantom_list
 from monai.apps.auto3dseg import AlgoEnsembleBestByFold, AlgoEnsembleBuilder, import_bundle_algo_history
 from monai.bundle import ConfigParser
 
-from cyclic_committee.scripts.hyper_parameter_search import CommitteeOptunaGen
-from cyclic_committee.scripts.selection import LossDifference, SmallLoss
+from cyclic_committee.scripts.auto3dseg.hyper_parameter_search import CommitteeOptunaGen
+from cyclic_committee.scripts.training.selection import LossDifference, SmallLoss
 
 
 def suggested(values: dict[str, Any], **given: Any) -> CommitteeOptunaGen:
@@ -61,7 +61,7 @@ def test_a_study_trains_folds_from_which_the_ensembles_choose(process_state: Non
         config = ConfigParser.load_config_file(str(Path(one["algo_instance"].output_path, "configs", "train.yaml")))
         assert one["best_metric"] == trial.value
         assert config["max_epochs"] == 1
-        assert config["select"]["_target_"] == f"scripts.selection.{trial.params['rule']}"
+        assert config["select"]["_target_"] == f"scripts.training.selection.{trial.params['rule']}"
         assert config["select"]["keep"] == trial.params["keep"]
         assert config["learning_rate"] == trial.params["learning_rate"]
     builder = AlgoEnsembleBuilder(list(trained.values()), str(work / "input.yaml"))

@@ -12,12 +12,12 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cyclic_committee.scripts.committee import Committee
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.inferer import InPlaceSliceInferer, SliceInferer, gaussian, tile_starts
-from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.normalisation import StandardiseImage
-from cyclic_committee.scripts.resampling import NormaliseThenResample, ResampleThenNormalise, resample_slices
+from cyclic_committee.scripts.inference.inferer import InPlaceSliceInferer, SliceInferer, gaussian, tile_starts
+from cyclic_committee.scripts.networks.committee import Committee
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.transforms.normalisation import StandardiseImage
+from cyclic_committee.scripts.transforms.resampling import NormaliseThenResample, ResampleThenNormalise, resample_slices
 
 
 class Threshold(nn.Module):

@@ -10,10 +10,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from cyclic_committee.scripts.audit_pictures import pick_apart
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.exclusion import excluded_names
-from cyclic_committee.scripts.label_audit import (
+from cyclic_committee.scripts.audit.label_audit import (
     audit,
     case_distrust,
     deviations,
@@ -22,7 +19,10 @@ from cyclic_committee.scripts.label_audit import (
     rank,
     slice_distrust,
 )
-from cyclic_committee.scripts.loss_record import append, as_batch, read_losses
+from cyclic_committee.scripts.data.exclusion import excluded_names
+from cyclic_committee.scripts.handlers.loss_record import append, as_batch, read_losses
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.visualize.suspects import pick_apart
 
 LABELS = {"1": "liver", "2": "kidney"}
 USUAL = np.array([[95.0, 40], [100, 38], [104, 43], [98, 40], [101, 41]])  # pixels agreed, (cases, organs)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.label_noise import (
+from cyclic_committee.scripts.metrics.dsc_nsd import dice
+from cyclic_committee.scripts.phantoms.label_noise import (
     GROWTH_MM,
     LOSS_MM,
     WAVE_MM,
@@ -20,8 +20,8 @@ from cyclic_committee.scripts.label_noise import (
     corrupt_label,
     corrupt_somehow,
 )
-from cyclic_committee.scripts.metrics import dice
-from cyclic_committee.scripts.phantom import LABELS, make_phantom
+from cyclic_committee.scripts.phantoms.phantom import LABELS, make_phantom
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 GEOMETRIC = ("dilation", "erosion", "elastic", "shift")
 SPACING_MM = (3.0, 2.0, 5.0)

@@ -14,8 +14,8 @@ import yaml
 from conftest import BUNDLE, ROOT, TINY
 from test_docs import commands_of
 
-from cyclic_committee.scripts.command_line import COMMANDS
-from cyclic_committee.scripts.fold_bundle import copy_template
+from cyclic_committee.scripts.bundles.fold_bundle import copy_template
+from cyclic_committee.scripts.commands.main import COMMANDS
 
 PAGE = BUNDLE / "docs" / "monai_label.md"
 LABEL_SERVER, SCORING, PREDICT = (

@@ -12,8 +12,8 @@ from conftest import LABELS
 
 from cyclic_committee.monai_label.rounds import Cases, mean_dsc, replace_file, split_cases
 from cyclic_committee.monai_label.scores import SERVED_S, Scores, most_disputed
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.label_server import label_server
+from cyclic_committee.scripts.commands.label_server import label_server
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 def cases(*names: str) -> Cases:
@@ -106,7 +106,7 @@ def test_without_monai_label_one_line_says_what_to_install(tmp_path: Path) -> No
 
 
 def test_accounts_that_would_not_be_asked_for_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("cyclic_committee.scripts.label_server.NEEDED", ())
+    monkeypatch.setattr("cyclic_committee.scripts.commands.label_server.NEEDED", ())
     monkeypatch.setenv("MONAI_LABEL_AUTH_ENABLE", "true")
     with pytest.raises(BadInput, match="MONAI_LABEL_AUTH_ENABLE: this application knows no accounts"):
         label_server(str(tmp_path))
@@ -114,6 +114,6 @@ def test_accounts_that_would_not_be_asked_for_are_refused(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("studies", ["nowhere", "ftp://example.org"])
 def test_studies_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, studies: str) -> None:
-    monkeypatch.setattr("cyclic_committee.scripts.label_server.NEEDED", ())
+    monkeypatch.setattr("cyclic_committee.scripts.commands.label_server.NEEDED", ())
     with pytest.raises(BadInput, match=f"{studies}: no such folder. Give a folder of NIfTI files, or a DICOMweb url"):
         label_server(studies)

@@ -17,10 +17,10 @@ import requests
 from conftest import LABELS
 from label_servers import Client, LabelServer, label_client, label_server, train_bundle, why_no_server
 
-from cyclic_committee.scripts.bundle_run import run_bundle
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
-from cyclic_committee.scripts.predictor import Predictor
-from cyclic_committee.scripts.work_folder import MODEL
+from cyclic_committee.scripts.bundles.server_folder import MODEL
+from cyclic_committee.scripts.experiments.bundle_run import run_bundle
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
 SECRET = b"nobody's business"

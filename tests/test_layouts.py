@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cyclic_committee.scripts.case_files import Problem
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.layouts import LAYOUTS, DataSet, read_data_set
+from cyclic_committee.scripts.data.case_files import Problem
+from cyclic_committee.scripts.data.layouts import LAYOUTS, DataSet, read_data_set
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 V1 = {"modality": {"0": "T2", "1": "ADC"}, "labels": {"0": "background", "1": "zone", "2": "tumour"}}
 V2 = {

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cyclic_committee.scripts.loss import NnUNetLoss, cross_entropy_per_sample, finest, head_weights
+from cyclic_committee.scripts.autograd.forward import finest
+from cyclic_committee.scripts.training.loss import NnUNetLoss, cross_entropy_per_sample, head_weights
 
 
 def soft_dice_and_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:

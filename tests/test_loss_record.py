@@ -10,9 +10,9 @@ import torch
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 
-from cyclic_committee.scripts import loss_record
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.loss_record import LossRecord, class_areas, read_losses
+from cyclic_committee.scripts.handlers import loss_record
+from cyclic_committee.scripts.handlers.loss_record import LossRecord, class_areas, read_losses
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 LABELS = {"1": "liver", "2": "kidney"}
 CASES = [{"image": f"/data/{name}_0000.nii.gz", "label": f"/data/{name}.nii.gz"} for name in "ab"]

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent / "benchmarks")]
 from conftest import preparation
 from data_memory import children, private_bytes
-from cyclic_committee.scripts.cases import find_cases
-from cyclic_committee.scripts.slices import SliceDataset, SliceSampler
+from cyclic_committee.scripts.data.cases import find_cases
+from cyclic_committee.scripts.data.slice_dataset import SliceDataset, SliceSampler
 
 def measure(folder):
     settings = vars(preparation(spacing_mm=[3.0, 3.0]))
@@ -69,8 +69,8 @@ def test_private_memory_is_the_same_for_ten_and_for_three_hundred_cases(tmp_path
 
 KEPT = """
 import torch
-from cyclic_committee.scripts.allocator import keep_freed_memory
-from cyclic_committee.scripts.memory_estimate import resident_bytes
+from cyclic_committee.scripts.runtime.allocator import keep_freed_memory
+from cyclic_committee.scripts.estimate.memory import resident_bytes
 
 assert keep_freed_memory()
 held = [torch.ones(2**28) for _ in range(3)]  # 3 GiB, as the step at 512 x 512 frees at a time

@@ -11,8 +11,7 @@ import pytest
 from monai.metrics.utils import get_code_to_measure_table
 from scipy import ndimage
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.metrics import (
+from cyclic_committee.scripts.metrics.dsc_nsd import (
     OrganScore,
     as_rows,
     check_tolerance,
@@ -22,6 +21,7 @@ from cyclic_committee.scripts.metrics import (
     organ_scores,
     surface_dice,
 )
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 CT_LABEL = Path(__file__).parents[1] / "../shared/data/ct_example/label.nii.gz"
 ISOTROPIC = (1.0, 1.0, 1.0)

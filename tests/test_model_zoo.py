@@ -38,8 +38,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow, download_large_files
 from packaging.requirements import Requirement
 from test_bundle import TENSOR_KEYS
 
-from cyclic_committee.scripts.errors import find_bad_input
-from cyclic_committee.scripts.location import copy_bundle
+from cyclic_committee.scripts.runtime.bundle_paths import copy_bundle
+from cyclic_committee.scripts.runtime.errors import find_bad_input
 
 NAME = "models/cyclic_committee"  # the bundle's place in the zoo, whose tests run beside `models`
 LIMIT_BYTES = 25 * 10**6  # of a file in the zoo

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.networks.nets import DynUNet
 
-from cyclic_committee.scripts.network import UNet2d
+from cyclic_committee.scripts.networks.unet import UNet2d
 
 PAPER = [32, 64, 128, 256, 480, 480, 480, 480]
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from conftest import CT_EXAMPLE
 
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
-from cyclic_committee.scripts.preparation import parser_of, prepare
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
+from cyclic_committee.scripts.planning.preparation import parser_of, prepare
 
 pytestmark = pytest.mark.skipif(find_spec("nnunetv2") is None, reason="nnU-Net isn't installed (nnunetv2==2.8.1)")
 

@@ -3,8 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.normalisation import ClipAndStandardise, StandardiseImage, fit_channels, nonzero_box
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.transforms.normalisation import (
+    ClipAndStandardise,
+    StandardiseImage,
+    fit_channels,
+    nonzero_box,
+)
 
 
 def test_ct_is_clipped_and_standardised_by_the_data_sets_numbers() -> None:

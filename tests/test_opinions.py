@@ -9,11 +9,11 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from cyclic_committee.scripts.committee import Committee
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.opinions import EachVoter, case_disagreement, disagreement
-from cyclic_committee.scripts.phantom import make_phantom
-from cyclic_committee.scripts.predictor import Predictor
+from cyclic_committee.scripts.inference.disagreement import EachVoter, case_disagreement, disagreement
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.networks.committee import Committee
+from cyclic_committee.scripts.phantoms.phantom import make_phantom
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 VALUES = {key: value for key, value in TINY.items() if key != "crop_size"}
 

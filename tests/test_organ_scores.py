@@ -15,9 +15,9 @@ from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
-from cyclic_committee.scripts import organ_scores as module
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.organ_scores import OrganScores
+from cyclic_committee.scripts.metrics import organ_scores as module
+from cyclic_committee.scripts.metrics.organ_scores import OrganScores
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 LABELS = {1: "liver", 2: "kidney"}
 SIZES_MM = (0.5, 0.5, 2.5)

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientationd
 from torch import Tensor
 
-from cyclic_committee.scripts.orientation import InPlaceOrientationd
+from cyclic_committee.scripts.transforms.orientation import InPlaceOrientationd
 
 ALL = ["".join(codes) for order in itertools.permutations(("LR", "PA", "IS")) for codes in itertools.product(*order)]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.parallel import for_each
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.runtime.parallel import for_each
 
 
 def squares(number: int) -> tuple[int, np.ndarray, int]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cyclic_committee.scripts.phantom import LABELS, Phantom, make_phantom
+from cyclic_committee.scripts.phantoms.phantom import LABELS, Phantom, make_phantom
 
 SEEDS = range(5)
 ID_OF = {name: label for label, name in LABELS.items()}

@@ -13,12 +13,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cyclic_committee.scripts import phantom_data_set
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.label_noise import WAYS, choose_corruptions
-from cyclic_committee.scripts.phantom import LABELS, Phantom, make_phantom
-from cyclic_committee.scripts.phantom_data_set import LAYOUTS, agreement, write_phantoms
-from cyclic_committee.scripts.unfinished import HOST, UNFINISHED
+from cyclic_committee.scripts.phantoms import data_set as phantom_data_set
+from cyclic_committee.scripts.phantoms.data_set import LAYOUTS, agreement, write_phantoms
+from cyclic_committee.scripts.phantoms.label_noise import WAYS, choose_corruptions
+from cyclic_committee.scripts.phantoms.phantom import LABELS, Phantom, make_phantom
+from cyclic_committee.scripts.runtime.atomic_files import HOST, UNFINISHED
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 FILES = {
     "flare21": ["TrainingImg/train_000_0000.nii.gz", "TrainingMask/train_000.nii.gz"],

@@ -13,8 +13,8 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.pictures import Pictures, draw_curves, draw_overlay, pick_slices
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.visualize.overlays import Pictures, draw_curves, draw_overlay, pick_slices
 
 LABELS = {0: "background", 1: "liver", 2: "kidney"}
 AIR_HU, BONE_HU = -1000, 1000

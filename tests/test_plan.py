@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.fingerprint import CaseFingerprint
-from cyclic_committee.scripts.plan import crop_size, make_plan, planned_batch_size, pooling, target_spacing_mm
-from cyclic_committee.scripts.plan_file import plan_text
+from cyclic_committee.scripts.planning.fingerprint import CaseFingerprint
+from cyclic_committee.scripts.planning.plan import crop_size, make_plan, planned_batch_size, pooling, target_spacing_mm
+from cyclic_committee.scripts.planning.plan_file import plan_text
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 LABELS = {1: "liver", 2: "kidney", 3: "spleen", 4: "pancreas"}
 FLARE21 = ([0.81640601, 0.81640601, 2.5], [512, 512, 100])
@@ -108,7 +108,7 @@ def test_a_plan_is_yaml_with_a_reason_above_each_number() -> None:
     assert read["data_root"] is None
     assert read["labels"] == {"1": "liver", "2": "kidney", "3": "spleen", "4": "pancreas"}
     [ct] = read["normalise"]
-    assert ct["_target_"] == "scripts.normalisation.ClipAndStandardise"
+    assert ct["_target_"] == "scripts.transforms.normalisation.ClipAndStandardise"
     assert ct["clip"] == [100, 110]  # 2 of 1000 voxels are beyond
     lines = text.splitlines()
     for number, line in enumerate(lines):

@@ -7,10 +7,10 @@ import torch
 from monai.networks.nets import AttentionUnet, SegResNet, UNet
 from torch import nn
 
-from cyclic_committee.scripts.committee import Committee
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.precision import autocast, narrow_weights
+from cyclic_committee.scripts.networks.committee import Committee
+from cyclic_committee.scripts.networks.precision import autocast, narrow_weights
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ours": lambda: Committee([UNet2d(in_channels=1, out_channels=3, features=[4, 8, 8]) for _ in range(3)]),

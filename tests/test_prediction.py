@@ -16,11 +16,11 @@ pytest.importorskip("highdicom", reason="DICOM needs pip install '.[dicom]'")
 from dicom_studies import write_series
 from pydicom import dcmread
 
-from cyclic_committee.scripts import command_line
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.phantom import Phantom, make_phantom
-from cyclic_committee.scripts.prediction import predict_command
-from cyclic_committee.scripts.predictor import Predictor
+from cyclic_committee.scripts.commands import main as command_line
+from cyclic_committee.scripts.inference.prediction import predict_command
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.phantoms.phantom import Phantom, make_phantom
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 VALUES = {key: value for key, value in TINY.items() if key != "crop_size"}
 

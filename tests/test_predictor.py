@@ -12,10 +12,10 @@ import yaml
 from conftest import BUNDLE, TINY, Workflow
 from monai.data import MetaTensor
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.fold_bundle import copy_template, entry_text, write_fold
-from cyclic_committee.scripts.phantom import make_phantom
-from cyclic_committee.scripts.predictor import Predictor
+from cyclic_committee.scripts.bundles.fold_bundle import copy_template, entry_text, write_fold
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.phantoms.phantom import make_phantom
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 VALUES = {key: value for key, value in TINY.items() if key != "crop_size"}
 

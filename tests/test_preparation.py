@@ -17,10 +17,10 @@ import torch
 from conftest import CT_EXAMPLE, Workflow
 from test_slice_store import contents
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
-from cyclic_committee.scripts.preparation import parser_of, prepare
-from cyclic_committee.scripts.slice_store import StoredCase
+from cyclic_committee.scripts.data.slice_store import StoredCase
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
+from cyclic_committee.scripts.planning.preparation import parser_of, prepare
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 def stored(out: Path, *overlays: str) -> list[StoredCase]:
@@ -139,7 +139,7 @@ def test_a_missing_partner_is_named_and_check_is_recommended(tmp_path: Path) -> 
 
 FILL = """
 import resource, signal, sys
-from cyclic_committee.scripts.command_line import main
+from cyclic_committee.scripts.commands.main import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
 main()
@@ -185,7 +185,7 @@ def test_killed_and_started_again_on_the_command_line_it_ends_the_same_byte_for_
     data = tmp_path / "data"
     write_phantoms(data, cases=12)
     straight, out = tmp_path / "straight", tmp_path / "out"
-    program = "import sys; from cyclic_committee.scripts.command_line import main; main()"
+    program = "import sys; from cyclic_committee.scripts.commands.main import main; main()"
     command = [sys.executable, "-c", program, "prepare", str(data), "--out", str(out), "--processes", "2"]
     stages = ["fingerprints/*.json", "cases/train_*"]
     for stage in stages:  # killed while measuring, then while storing

@@ -16,8 +16,8 @@ import yaml
 from conftest import CONFIGS, SCHEDULE, TINY
 from mlflow import MlflowClient
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.ranks import (
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.training.distributed import (
     AllRanksChoose,
     EachRankChooses,
     RankSampler,
@@ -29,7 +29,7 @@ from cyclic_committee.scripts.ranks import (
     join,
     leave,
 )
-from cyclic_committee.scripts.selection import LossDifference
+from cyclic_committee.scripts.training.selection import LossDifference
 
 FIVE = {**SCHEDULE, "iterations": 5, "val_interval": 1, "track": False}
 LIMIT_S = 300  # of one start of several processes: what hangs shall fail

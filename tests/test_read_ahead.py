@@ -9,8 +9,8 @@ from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Flip
 from torch.utils.data import Dataset
 
-from cyclic_committee.scripts.errors import BadInput, find_bad_input
-from cyclic_committee.scripts.read_ahead import ReadAheadLoader, collate
+from cyclic_committee.scripts.data.prefetch import ReadAheadLoader, collate
+from cyclic_committee.scripts.runtime.errors import BadInput, find_bad_input
 
 
 class Files(Dataset[dict[str, torch.Tensor]]):

@@ -18,10 +18,10 @@ from monai.apps.utils import HashCheckError
 from monai.bundle import download_large_files
 from test_model_zoo import large_file_problems
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.fold_bundle import copy_template, write_fold
-from cyclic_committee.scripts.predictor import Predictor
-from cyclic_committee.scripts.release import HEADER, enter_weights
+from cyclic_committee.scripts.bundles.fold_bundle import copy_template, write_fold
+from cyclic_committee.scripts.bundles.release import HEADER, enter_weights
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 URL = "https://example.org/model.pt"
 

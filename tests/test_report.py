@@ -14,10 +14,10 @@ import pytest
 from conftest import BUNDLE, TINY, Workflow
 from cross_validations import cross_validation, data_set
 
-from cyclic_committee.scripts import report_costs
-from cyclic_committee.scripts.case_costs import CaseCost
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.report import write_report
+from cyclic_committee.scripts.experiments.inference_costs import CaseCost
+from cyclic_committee.scripts.report import costs as report_costs
+from cyclic_committee.scripts.report.report import write_report
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OFFLINE = [

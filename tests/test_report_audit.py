@@ -7,19 +7,18 @@ import pytest
 from cross_validations import cross_validation, data_set
 from test_command_line import type_in
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.exclusion import excluded_names
-from cyclic_committee.scripts.label_audit import Suspect
-from cyclic_committee.scripts.loss_record import FILE
-from cyclic_committee.scripts.report_audit import (
-    JointAudit,
+from cyclic_committee.scripts.audit.joint_audit import JointAudit, combine
+from cyclic_committee.scripts.audit.label_audit import Suspect
+from cyclic_committee.scripts.data.exclusion import excluded_names
+from cyclic_committee.scripts.handlers.loss_record import FILE
+from cyclic_committee.scripts.report.audit import (
     audit_folds,
     audit_run,
     audit_table,
-    combine,
     write_suspects,
 )
-from cyclic_committee.scripts.report_runs import Run, read_runs
+from cyclic_committee.scripts.report.runs import Run, read_runs
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 @pytest.fixture(scope="module")

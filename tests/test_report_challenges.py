@@ -9,9 +9,9 @@ from conftest import BUNDLE
 from cross_validations import cross_validation, data_set
 from test_report_scores import run as scored
 
-from cyclic_committee.scripts import report_challenges
-from cyclic_committee.scripts.report_challenges import challenge_table, challenges_of, draw_challenges
-from cyclic_committee.scripts.report_runs import Run, read_runs
+from cyclic_committee.scripts.report import worst_cases as report_challenges
+from cyclic_committee.scripts.report.runs import Run, read_runs
+from cyclic_committee.scripts.report.worst_cases import challenge_table, challenges_of, draw_challenges
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from test_report_scores import FIRST, run
 
-from cyclic_committee.scripts.report_comparison import comparison_table, in_words, unlike
-from cyclic_committee.scripts.report_statistics import Estimate
+from cyclic_committee.scripts.report.comparison import comparison_table, in_words, unlike
+from cyclic_committee.scripts.report.statistics import Estimate
 
 
 @pytest.mark.parametrize(

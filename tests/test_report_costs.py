@@ -7,13 +7,13 @@ import pytest
 from conftest import TINY
 from cross_validations import cross_validation, data_set
 
-from cyclic_committee.scripts import report_costs
-from cyclic_committee.scripts.case_costs import CaseCost
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.model_size import count_macs
-from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.report_costs import cost_table, size_table
-from cyclic_committee.scripts.report_runs import Run, read_runs
+from cyclic_committee.scripts.estimate.model_size import count_macs
+from cyclic_committee.scripts.experiments.inference_costs import CaseCost
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.report import costs as report_costs
+from cyclic_committee.scripts.report.costs import cost_table, size_table
+from cyclic_committee.scripts.report.runs import Run, read_runs
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def test_sizes_are_those_of_the_runs_own_configuration(run: Run) -> None:
 
 
 def test_a_configuration_that_makes_no_networks_is_named(run: Run) -> None:
-    (run.folder / "bundle" / "configs" / "overlay_0.yaml").write_text("member: {_target_: scripts.network.Nothing}\n")
+    (run.folder / "bundle" / "configs" / "overlay_0.yaml").write_text(
+        "member: {_target_: scripts.networks.unet.Nothing}\n"
+    )
     table, [problem] = size_table([run])
     assert table is None
     assert "no networks can be made of its train.yaml" in problem

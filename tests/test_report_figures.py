@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_report_scores import run
 
-from cyclic_committee.scripts.report_figures import WIDTH_IN, curves, line_of, mean_line, shortened, violins
-from cyclic_committee.scripts.report_runs import Run
+from cyclic_committee.scripts.report.figures import WIDTH_IN, curves, line_of, mean_line, shortened, violins
+from cyclic_committee.scripts.report.runs import Run
 
 
 def test_each_case_is_a_point_with_its_name_organ_and_score() -> None:

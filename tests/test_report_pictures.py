@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from cyclic_committee.scripts.report_pictures import data_url, draw_challenge, region, telling_slice
+from cyclic_committee.scripts.visualize.worst_cases import data_url, draw_challenge, region, telling_slice
 
 SPACING_MM = np.array([2.0, 1.0, 5.0])
 

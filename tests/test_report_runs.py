@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from cross_validations import cross_validation, data_set
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.report_runs import read_runs, short_names
+from cyclic_committee.scripts.report.runs import read_runs, short_names
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 @pytest.fixture(scope="module")

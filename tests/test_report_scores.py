@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cyclic_committee.scripts.metrics import ScoreRow
-from cyclic_committee.scripts.report_runs import Run
-from cyclic_committee.scripts.report_scores import (
+from cyclic_committee.scripts.metrics.dsc_nsd import ScoreRow
+from cyclic_committee.scripts.report.runs import Run
+from cyclic_committee.scripts.report.scores import (
     case_table,
     fixed,
     fold_table,

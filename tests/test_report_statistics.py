@@ -5,8 +5,8 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 
-from cyclic_committee.scripts.metrics import ScoreRow
-from cyclic_committee.scripts.report_statistics import (
+from cyclic_committee.scripts.metrics.dsc_nsd import ScoreRow
+from cyclic_committee.scripts.report.statistics import (
     ALL_ORGANS,
     average_of_folds,
     by_case,

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from cyclic_committee.scripts.report_svg import GRID, INK, MUTED, PAPER, SERIES, SVG, write_figure
+from cyclic_committee.scripts.report.svg import GRID, INK, MUTED, PAPER, SERIES, SVG, write_figure
 
 
 def figure() -> Figure:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cyclic_committee.scripts.report_tables import (
+from cyclic_committee.scripts.report.tables import (
     Column,
     Table,
     as_csv,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from cyclic_committee.scripts.resampling import resample_labels, resample_slices, resampled_size
+from cyclic_committee.scripts.transforms.resampling import resample_labels, resample_slices, resampled_size
 
 
 @pytest.mark.parametrize("order", [1, 3])

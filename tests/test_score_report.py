@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from ignite.engine import Engine
 
-from cyclic_committee.scripts import score_report as module
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.metrics import OrganScore, ScoreRow, as_rows
-from cyclic_committee.scripts.score_report import (
+from cyclic_committee.scripts.metrics import score_table as module
+from cyclic_committee.scripts.metrics.dsc_nsd import OrganScore, ScoreRow, as_rows
+from cyclic_committee.scripts.metrics.score_table import (
     ScoreReport,
     evaluate_folders,
     format_table,
@@ -22,6 +21,7 @@ from cyclic_committee.scripts.score_report import (
     write_csv,
     write_json,
 )
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 LABELS = {1: "liver", 2: "kidney"}
 ROWS = [

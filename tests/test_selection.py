@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.selection import EverySample, LossDifference, RandomSubset, Rule, SmallLoss
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.training.selection import EverySample, LossDifference, RandomSubset, Rule, SmallLoss
 
 LOSSES = torch.tensor(
     [

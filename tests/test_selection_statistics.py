@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from cyclic_committee.scripts import progress
-from cyclic_committee.scripts.progress import epoch_line
-from cyclic_committee.scripts.selection_statistics import epoch_statistics
+from cyclic_committee.scripts.handlers import progress
+from cyclic_committee.scripts.handlers.progress import epoch_line
+from cyclic_committee.scripts.handlers.selection_statistics import epoch_statistics
 
 KEPT = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
 SCORES = torch.tensor([[1.0, 3.0, 5.0, 9.0], [2.0, 4.0, 6.0, 8.0], [1.0, 1.0, 1.0, 1.0]])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from label_servers import label_environment, label_python, why_no_server
 
-from cyclic_committee.scripts.unfinished import UNFINISHED
+from cyclic_committee.scripts.runtime.atomic_files import UNFINISHED
 
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
 WRITERS = Path(__file__).with_name("label_writers.py")

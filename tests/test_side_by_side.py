@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.inferer import SliceInferer
-from cyclic_committee.scripts.normalisation import StandardiseImage
-from cyclic_committee.scripts.resampling import ResampleThenNormalise
-from cyclic_committee.scripts.side_by_side import MOST, sharing_cores
+from cyclic_committee.scripts.inference.inferer import SliceInferer
+from cyclic_committee.scripts.inference.slice_threads import MOST, sharing_cores
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.transforms.normalisation import StandardiseImage
+from cyclic_committee.scripts.transforms.resampling import ResampleThenNormalise
 
 
 @pytest.fixture(params=[2, 5])

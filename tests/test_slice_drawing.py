@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cyclic_committee.scripts.slice_drawing import extent_mm, grey_window, ras_spacing, to_ras
+from cyclic_committee.scripts.visualize.slice_drawing import extent_mm, grey_window, ras_spacing, to_ras
 
 
 def test_spacing_follows_the_axes_that_are_turned() -> None:

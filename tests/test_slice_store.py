@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import preparation
 
-from cyclic_committee.scripts.cases import find_cases
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.normalisation import ClipAndStandardise, StandardiseImage
-from cyclic_committee.scripts.resampling import NormaliseThenResample, ResampleThenNormalise, resample_slices
-from cyclic_committee.scripts.slice_store import index_foreground, store_cases
-from cyclic_committee.scripts.unfinished import HOST, UNFINISHED
+from cyclic_committee.scripts.data.cases import find_cases
+from cyclic_committee.scripts.data.slice_store import index_foreground, store_cases
+from cyclic_committee.scripts.runtime.atomic_files import HOST, UNFINISHED
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.transforms.normalisation import ClipAndStandardise, StandardiseImage
+from cyclic_committee.scripts.transforms.resampling import NormaliseThenResample, ResampleThenNormalise, resample_slices
 
 
 def cases_of(folder: Path) -> list[dict[str, str]]:
@@ -263,8 +263,8 @@ import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conftest import preparation
-from cyclic_committee.scripts.cases import find_cases
-from cyclic_committee.scripts.slice_store import store_cases
+from cyclic_committee.scripts.data.cases import find_cases
+from cyclic_committee.scripts.data.slice_store import store_cases
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 if len(sys.argv) > 4:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))

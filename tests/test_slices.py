@@ -13,9 +13,9 @@ from conftest import preparation
 from monai.data import get_track_meta
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 
-from cyclic_committee.scripts.cases import find_cases
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.slices import SliceDataset, SliceSampler
+from cyclic_committee.scripts.data.cases import find_cases
+from cyclic_committee.scripts.data.slice_dataset import SliceDataset, SliceSampler
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 def dataset(phantoms: Path, cache: Path, **arguments: Any) -> SliceDataset:

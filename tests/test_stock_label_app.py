@@ -18,9 +18,9 @@ from conftest import BUNDLE
 from label_servers import Client, LabelServer, label_client, label_python, train_bundle, why_no_server
 from orthanc import child, free_port, wait_until_ready
 
-from cyclic_committee.scripts.label_server import server_environment
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
-from cyclic_committee.scripts.predictor import Predictor
+from cyclic_committee.scripts.commands.label_server import server_environment
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
 MODEL, FOLD = "bundle", "committee_0"

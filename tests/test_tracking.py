@@ -29,10 +29,10 @@ from mlflow.exceptions import MlflowException
 from monai.engines import SupervisedEvaluator
 from monai.handlers import CheckpointSaver, StatsHandler, ValidationHandler
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.history import History
-from cyclic_committee.scripts.run_settings import hyper_parameters, plain, without_password
-from cyclic_committee.scripts.tracking import MLflowTracking
+from cyclic_committee.scripts.handlers.history import History
+from cyclic_committee.scripts.handlers.mlflow_settings import hyper_parameters, plain, without_password
+from cyclic_committee.scripts.handlers.mlflow_tracking import MLflowTracking
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 CONFIG = {
     "_meta_": {"version": "1"},
@@ -40,7 +40,7 @@ CONFIG = {
     "spacing": [1.0, 2.0],
     "device": "$torch.device('cpu')",
     "long": "$" + "x" * 300,
-    "select": {"_target_": "scripts.selection.CyclicCommittee", "keep": 0.75},
+    "select": {"_target_": "scripts.training.selection.CyclicCommittee", "keep": 0.75},
     "train": {"trainer": {"max_epochs": "@epochs"}, "handlers": [{"_target_": "A"}]},
     "odd#key%": Path("a") / "b",
 }
@@ -125,7 +125,7 @@ def test_a_finished_training_can_be_looked_up(make: Make, tmp_path: Path) -> Non
         "seed": "3",
         "spacing": "[1.0, 2.0]",
         "device": "$torch.device('cpu')",
-        "select._target_": "scripts.selection.CyclicCommittee",
+        "select._target_": "scripts.training.selection.CyclicCommittee",
         "select.keep": "0.75",
         "train.trainer.max_epochs": "@epochs",
         "odd_key_": str(Path("a") / "b"),

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from cyclic_committee.scripts.tracking_store import reach
-from cyclic_committee.scripts.unfinished import UNFINISHED
+from cyclic_committee.scripts.handlers.mlflow_store import reach
+from cyclic_committee.scripts.runtime.atomic_files import UNFINISHED
 
-REACH = "import sys; from cyclic_committee.scripts.tracking_store import reach; reach(sys.argv[1])"
+REACH = "import sys; from cyclic_committee.scripts.handlers.mlflow_store import reach; reach(sys.argv[1])"
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.5])

@@ -8,12 +8,12 @@ import torch
 from monai.networks.nets import SegResNet, UNet
 from torch import Tensor, nn
 
-from cyclic_committee.scripts.committee import Committee
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.loss import NnUNetLoss, cross_entropy_per_sample
-from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.selection import EverySample, LossDifference, Rule, SmallLoss
-from cyclic_committee.scripts.trainer import Choice, CommitteeTrainer
+from cyclic_committee.scripts.networks.committee import Committee
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.training.loss import NnUNetLoss, cross_entropy_per_sample
+from cyclic_committee.scripts.training.selection import EverySample, LossDifference, Rule, SmallLoss
+from cyclic_committee.scripts.training.trainer import Choice, CommitteeTrainer
 
 
 def batch(samples: int = 4, size: int = 16) -> dict[str, Any]:

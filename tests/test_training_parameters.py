@@ -9,8 +9,8 @@ import yaml
 from conftest import CONFIGS
 from monai.bundle import ConfigParser
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.training_parameters import keys_of, store_of
+from cyclic_committee.scripts.auto3dseg.training_parameters import keys_of, store_of
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 CONFIG = yaml.safe_load((CONFIGS / "train.yaml").read_text())
 
@@ -35,12 +35,12 @@ CONFIG = yaml.safe_load((CONFIGS / "train.yaml").read_text())
         ({"keep": 0.5}, {"select": {**CONFIG["select"], "keep": 0.5}}),
         (
             {"rule": "SmallLoss", "keep": 0.5, "warmup_epochs": 3},
-            {"select": {"_target_": "scripts.selection.SmallLoss", "keep": 0.5, "warmup_epochs": 3}},
+            {"select": {"_target_": "scripts.training.selection.SmallLoss", "keep": 0.5, "warmup_epochs": 3}},
         ),
-        ({"rule": "EverySample"}, {"select": {"_target_": "scripts.selection.EverySample"}}),
+        ({"rule": "EverySample"}, {"select": {"_target_": "scripts.training.selection.EverySample"}}),
         (
             {"overlays": ["variants/random_subset.yaml"], "keep": 0.25},
-            {"select": {"_target_": "scripts.selection.RandomSubset", "keep": 0.25}},
+            {"select": {"_target_": "scripts.training.selection.RandomSubset", "keep": 0.25}},
         ),
         ({"fill_with_datastats": False, "CUDA_VISIBLE_DEVICES": "0"}, {}),  # left there by MONAI
     ],

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from cyclic_committee.scripts.unfinished import DAY_S, HOST, remove_unfinished, unfinished_path
+from cyclic_committee.scripts.runtime.atomic_files import DAY_S, HOST, remove_unfinished, unfinished_path
 
 
 def test_what_dead_processes_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ignite.engine import Engine
 
-from cyclic_committee.scripts.validation import Validate
+from cyclic_committee.scripts.handlers.validation import Validate
 
 
 class Validator:

@@ -27,9 +27,9 @@ from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.ui import WebDriverWait
 from viewer_stack import Stack, in_order, on_grid_of, viewer_stack, why_not
 
-from cyclic_committee.scripts.prediction import predict_command
-from cyclic_committee.scripts.predictor import Predictor
-from cyclic_committee.scripts.work_folder import MODEL
+from cyclic_committee.scripts.bundles.server_folder import MODEL
+from cyclic_committee.scripts.inference.prediction import predict_command
+from cyclic_committee.scripts.inference.predictor import Predictor
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 REASON = why_not() or (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cyclic_committee.scripts.viewer_settings import NO_ORGANS, TEMPLATE, viewer_settings
+from cyclic_committee.monai_label.viewer_settings import NO_ORGANS, TEMPLATE, viewer_settings
 
 pytest.importorskip("pydicom", reason="pydicom isn't installed: pip install '.[dicom]'")
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from monai.transforms import Compose, EnsureChannelFirstd
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.volumes import (
+from cyclic_committee.scripts.data.volumes import (
     LabelIdsd,
     LoadVolumed,
     as_label_ids,
@@ -22,8 +21,9 @@ from cyclic_committee.scripts.volumes import (
     read_voxels,
     require_same_grid,
 )
+from cyclic_committee.scripts.runtime.errors import BadInput
 
-LOAD = "from cyclic_committee.scripts.volumes import LoadVolumed; LoadVolumed('image')"
+LOAD = "from cyclic_committee.scripts.data.volumes import LoadVolumed; LoadVolumed('image')"
 
 
 def write(path: Path, voxels: np.ndarray | None = None, affine: np.ndarray | None = None) -> Path:

@@ -8,10 +8,10 @@ import torch
 import yaml
 from conftest import BUNDLE, TINY
 
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.fold_bundle import copy_template, write_fold
-from cyclic_committee.scripts.predictor import Predictor
-from cyclic_committee.scripts.work_folder import make_work_folder, served_bundle
+from cyclic_committee.scripts.bundles.fold_bundle import copy_template, write_fold
+from cyclic_committee.scripts.bundles.server_folder import make_work_folder, served_bundle
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 OVERLAY = {key: value for key, value in TINY.items() if key != "device"}
 

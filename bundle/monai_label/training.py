@@ -13,9 +13,9 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
-from ..scripts.predictor import Predictor
-from ..scripts.unfinished import write_whole
-from ..scripts.volumes import case_name
+from ..scripts.data.volumes import case_name
+from ..scripts.inference.predictor import Predictor
+from ..scripts.runtime.atomic_files import write_whole
 from .rounds import Cases, mean_dsc, replace_file, split_cases
 
 logger = logging.getLogger(__name__)

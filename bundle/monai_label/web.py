@@ -23,14 +23,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..scripts.archive_proxy import refuse, serve_archive
-from ..scripts.errors import BadInput
-from ..scripts.label_server import NO_ACCOUNTS
-from ..scripts.viewer_settings import serve_viewer_settings
-from ..scripts.work_folder import served_bundle
+from ..scripts.bundles.server_folder import NO_ACCOUNTS, served_bundle
+from ..scripts.runtime.errors import BadInput
 from .app import INFERENCE, labels_of, one_of
+from .dicomweb_proxy import refuse, serve_archive
 from .names import require_ending
 from .segmentation_answer import segmentation_answer
+from .viewer_settings import serve_viewer_settings
 
 EVERY = ["GET", "HEAD", "POST", "PUT", "DELETE"]
 CLOSED = {  # those that read any file, unpack or run something, or replace the weights by whatever is sent
