@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cyclic_committee.scripts.autograd import forward, streams
-from cyclic_committee.scripts.autograd.forward import CompiledForward, OneForward, Passes, TwoForwards, WholeGraph
+from cyclic_committee.scripts.autograd.forward import CompiledForward, OneForward, Passes, TwoForwards, WholeGraph, finest
 from cyclic_committee.scripts.autograd.streams import SideStreams
 from cyclic_committee.scripts.autograd.traced import Rows, trace
 from cyclic_committee.scripts.networks import native_build
 from cyclic_committee.scripts.networks.precision import autocast
 from cyclic_committee.scripts.networks.unet import UNet2d
-from cyclic_committee.scripts.training.loss import NnUNetLoss, finest
+from cyclic_committee.scripts.training.loss import NnUNetLoss
 
 SAMPLES, SIZE = 5, 32
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
