@@ -22,7 +22,8 @@ from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 from cyclic_committee.scripts.transforms.normalisation import ClipAndStandardise
 from cyclic_committee.scripts.transforms.resampling import ResampleThenNormalise
 
-ROOT = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 BUNDLE = ROOT / "bundle"
 CONFIGS = BUNDLE / "configs"
 CT_EXAMPLE = ROOT.parent / "shared" / "data" / "ct_example"
@@ -60,6 +61,11 @@ def preparation(**settings: Any) -> Preparation:
         "labels": LABELS,
     }
     return Preparation(**{**usual, **settings})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return what each file of a folder holds."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What two processes check together; `test_ranks.py` starts them. Each check has its own line when it is reached."""
+"""What two processes check together; `test_distributed.py` starts them. Each check says that it is reached."""
 
 from __future__ import annotations
 

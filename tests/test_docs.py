@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import BUNDLE, ROOT
-from test_command_line import TINY_DEMO
+from terminal import TINY_DEMO
 
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 

@@ -7,9 +7,9 @@ ci/get_bundle_requirements.py, ci/unit_tests), and where it is tested here:
 - a unit test for training, evaluation and inference, and its _dist twin for several processes: this file
 - check_properties of every configuration: test_bundle.py; with the overlays for many GPUs: this file
 - version and changelog, verify_metadata, verify_net_in_out, ckpt_export: test_bundle.py
-- LICENSE: test_package.py; what several processes compute: test_ranks.py; TorchScript and TensorRT: test_export.py
-
-- models/model.pt, and large_files.yml once weights are released: test_release.py
+- LICENSE: test_package.py; what several processes compute: training/test_distributed.py
+- TorchScript and TensorRT: inference/test_export.py
+- models/model.pt, and large_files.yml once weights are released: bundles/test_release.py
 - mypy, with the zoo's settings: test_package.py
 
 What can't be tested here: that models/model.pt is there, which the zoo prefers, since no weights are released; GPUs;

@@ -49,8 +49,8 @@ class AllRanksNnUNetLoss(nn.Module):
     Each process' sums are added up over all of them, and gradients go through the sums to each one's own samples. All
     processes have to call it, also those without a sample. In one process it is `NnUNetLoss`, to rounding.
 
-    The value is that of all samples. Its gradients are as large as `distributed.Ranks.average` expects them: their mean,
-    weighted with each process' number of samples, is the gradient of the value.
+    The value is that of all samples. Its gradients are as large as `distributed.Ranks.average` expects them: their
+    mean, weighted with each process' number of samples, is the gradient of the value.
     """
 
     def forward(self, output: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:

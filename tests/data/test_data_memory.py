@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import TESTS
 
 MEASURE = """
 import json, sys
@@ -56,7 +57,7 @@ def write_cases(folder: Path, cases: int) -> str:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="private memory is read from /proc")
 def test_private_memory_is_the_same_for_ten_and_for_three_hundred_cases(tmp_path: Path) -> None:
     few, many = write_cases(tmp_path / "few", 10), write_cases(tmp_path / "many", 300)
-    command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent), few, many]
+    command = [sys.executable, "-c", MEASURE, str(TESTS), few, many]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     ten, three_hundred = json.loads(done.stdout.splitlines()[-1])

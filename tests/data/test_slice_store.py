@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import preparation
+from conftest import TESTS, contents, preparation
 
 from cyclic_committee.scripts.data.cases import find_cases
 from cyclic_committee.scripts.data.slice_store import index_foreground, store_cases
@@ -30,10 +30,6 @@ def write(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> s
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
     return str(path)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_stored_slices_lie_at_the_spacing_with_three_bytes_a_voxel(phantoms: Path, tmp_path: Path) -> None:
@@ -274,7 +270,7 @@ store_cases(data, folder=Path(sys.argv[3]), preparation=preparation(spacing_mm=[
 
 
 def start(phantoms: Path, store: Path, *limit: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", FILL, str(Path(__file__).parent), str(phantoms), str(store), *limit]
+    command = [sys.executable, "-c", FILL, str(TESTS), str(phantoms), str(store), *limit]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import TESTS
 from label_servers import label_environment, label_python, why_no_server
 
 from cyclic_committee.scripts.runtime.atomic_files import UNFINISHED
 
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
-WRITERS = Path(__file__).with_name("label_writers.py")
+WRITERS = TESTS / "label_writers.py"
 
 
 def test_nothing_is_lost_or_goes_wrong_when_all_write_at_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 import requests
-from conftest import CT_EXAMPLE, LABELS
+from conftest import CT_EXAMPLE, LABELS, TESTS
 from label_servers import label_environment, label_python
 from viewer_stack import Stack, in_order, on_grid_of, viewer_stack, why_not
 
@@ -94,7 +94,7 @@ def test_a_series_that_two_processes_want_is_fetched_once_and_given_to_both(stac
     """The server, and the process of its that scores in the background."""
     [series] = stack.archive.series(Modality="CT", PatientID="oblique")
     uid = str(series.SeriesInstanceUID)
-    script = Path(__file__).with_name("label_fetch.py")
+    script = TESTS / "label_fetch.py"
     command = [str(label_python()), str(script), stack.archive.url, uid, str(tmp_path)]
     with ExitStack() as running:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": label_environment()}

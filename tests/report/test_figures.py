@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report_scores import run
+from test_scores import run
 
 from cyclic_committee.scripts.report.figures import WIDTH_IN, curves, line_of, mean_line, shortened, violins
 from cyclic_committee.scripts.report.runs import Run

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from cross_validations import cross_validation, data_set
-from test_command_line import type_in
+from terminal import type_in
 
 from cyclic_committee.scripts.audit.joint_audit import JointAudit, combine
 from cyclic_committee.scripts.audit.label_audit import Suspect

@@ -7,10 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import TESTS
 from label_servers import label_environment, label_python, why_no_server
 
 pytestmark = pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
-SCORING = Path(__file__).with_name("label_scoring.py")
+SCORING = TESTS / "label_scoring.py"
 
 
 def test_one_image_costs_no_other_its_score_and_an_unreached_archive_is_asked_again(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import BUNDLE
 from cross_validations import cross_validation, data_set
-from test_report_scores import run as scored
+from test_scores import run as scored
 
 from cyclic_committee.scripts.report import worst_cases as report_challenges
 from cyclic_committee.scripts.report.runs import Run, read_runs

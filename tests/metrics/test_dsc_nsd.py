@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import CT_EXAMPLE
 from monai.metrics.utils import get_code_to_measure_table
 from scipy import ndimage
 
@@ -23,7 +23,7 @@ from cyclic_committee.scripts.metrics.dsc_nsd import (
 )
 from cyclic_committee.scripts.runtime.errors import BadInput
 
-CT_LABEL = Path(__file__).parents[1] / "../shared/data/ct_example/label.nii.gz"
+CT_LABEL = CT_EXAMPLE / "label.nii.gz"
 ISOTROPIC = (1.0, 1.0, 1.0)
 Spacing = tuple[float, float, float]
 

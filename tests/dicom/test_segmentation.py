@@ -18,7 +18,7 @@ pytest.importorskip("highdicom", reason="DICOM needs pip install '.[dicom]'")
 from conftest import LABELS
 from dicom_studies import alter, write_series
 from pydicom import Dataset, dcmread
-from test_dicom_series import AFFINES, AXIAL
+from test_series import AFFINES, AXIAL
 
 from cyclic_committee.scripts.dicom.codes import organ_code
 from cyclic_committee.scripts.dicom.segmentation import display_colour, on_grid_of, write_segmentation

@@ -8,20 +8,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
-from conftest import BUNDLE, CONFIGS, TINY
+from conftest import BUNDLE, CONFIGS
+from terminal import TINY_DEMO, type_in
 
-from cyclic_committee.scripts.commands import main as command_line
 from cyclic_committee.scripts.estimate.model_size import committee_from, count_macs, size_table
 from cyclic_committee.scripts.experiments import demo
 from cyclic_committee.scripts.networks.unet import UNet2d
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 from cyclic_committee.scripts.runtime.errors import BadInput
-
-
-def type_in(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["cyclic-committee", *words])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    command_line.main()
 
 
 def test_parameters_of_the_default_are_the_papers(
@@ -108,20 +102,6 @@ def test_a_copied_bundle_has_all_but_what_was_made_by_use(monkeypatch: pytest.Mo
     assert {"LICENSE", "configs/train.yaml", "configs/variants/small.yaml", "scripts/report/page.html"} <= files
     assert {str(path.relative_to(BUNDLE)) for path in (BUNDLE / "scripts").rglob("*.py")} <= files
     assert not [name for name in files if name.endswith((".pt", ".pyc"))]
-
-
-TINY_DEMO = {
-    **{key: value for key, value in TINY.items() if key not in ("member#features", "device")},
-    "member": {  # as a whole: over a plan's, which has strides
-        "_target_": "scripts.networks.unet.UNet2d",
-        "in_channels": "@channels",
-        "out_channels": "@classes",
-        "features": [4, 8, 16],
-    },
-    "max_epochs": 1,
-    "iterations": 2,
-    "val_interval": 1,
-}
 
 
 def test_the_demo_goes_from_nothing_to_a_table(

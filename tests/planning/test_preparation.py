@@ -14,8 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import CT_EXAMPLE, Workflow
-from test_slice_store import contents
+from conftest import CT_EXAMPLE, Workflow, contents
 
 from cyclic_committee.scripts.data.slice_store import StoredCase
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cyclic_committee.scripts.autograd import forward, streams
-from cyclic_committee.scripts.autograd.forward import CompiledForward, OneForward, Passes, TwoForwards, WholeGraph, finest
+from cyclic_committee.scripts.autograd.forward import (
+    CompiledForward,
+    OneForward,
+    Passes,
+    TwoForwards,
+    WholeGraph,
+    finest,
+)
 from cyclic_committee.scripts.autograd.streams import SideStreams
 from cyclic_committee.scripts.autograd.traced import Rows, trace
 from cyclic_committee.scripts.networks import native_build

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from test_report_scores import FIRST, run
+from test_scores import FIRST, run
 
 from cyclic_committee.scripts.report.comparison import comparison_table, in_words, unlike
 from cyclic_committee.scripts.report.statistics import Estimate

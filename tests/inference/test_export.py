@@ -16,7 +16,7 @@ import torch
 import yaml
 from conftest import BUNDLE, CT_EXAMPLE, TINY, Workflow
 from monai.networks.trt_compiler import TrtCompiler
-from test_command_line import type_in
+from terminal import type_in
 from torch import Tensor, nn
 
 from cyclic_committee.scripts.inference import export_check as module

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, SCHEDULE, TINY
+from conftest import CONFIGS, SCHEDULE, TESTS, TINY
 from mlflow import MlflowClient
 
 from cyclic_committee.scripts.runtime.errors import BadInput
@@ -84,7 +84,7 @@ def epochs(folder: Path) -> list[int]:
 def test_two_processes_exchange_what_they_should(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
-    output = finished(torchrun(str(Path(__file__).with_name("rank_checks.py")), str(shared), cwd=tmp_path))
+    output = finished(torchrun(str(TESTS / "rank_checks.py"), str(shared), cwd=tmp_path))
     for check in (
         "gradients_count_by_their_samples",
         "there_is_one_decision",
