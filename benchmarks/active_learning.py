@@ -6,7 +6,7 @@ For each seed a pool of phantoms is made, of which a share (`rare`) is of anothe
 patients who lie face down, turned by half a circle as if they lay on their back. `scanner`: a second scanner, with
 other numbers for the same tissue and more noise. The training begins with four labelled ones of the usual kind. In each
 round the committee is trained anew on all labelled cases, and the labels of `ask` more are asked for:
-those on which the voters disagree most (`opinions.case_disagreement`), or as many at random. Prints the mean DSC on
+those on which the voters disagree most (`disagreement.case_disagreement`), or as many at random. Prints the mean DSC on
 unseen phantoms, half of them of the rare kind, by the number of labels, and how many labels each way needs for the
 DSC that random choice has at the end; draws it. With --rare 0 all phantoms are alike.
 """
@@ -33,12 +33,12 @@ from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 from numpy.typing import NDArray
 
-from cyclic_committee.scripts.location import bundle_root, find_config
-from cyclic_committee.scripts.metrics import dice
-from cyclic_committee.scripts.opinions import case_disagreement
-from cyclic_committee.scripts.phantom import LABELS, Phantom, make_phantom
-from cyclic_committee.scripts.phantom_data_set import write_volume
-from cyclic_committee.scripts.predictor import Predictor
+from cyclic_committee.scripts.inference.disagreement import case_disagreement
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.metrics.dsc_nsd import dice
+from cyclic_committee.scripts.phantoms.data_set import write_volume
+from cyclic_committee.scripts.phantoms.phantom import LABELS, Phantom, make_phantom
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root, find_config
 
 OVERLAYS = ("variants/small.yaml", str(Path(__file__).with_suffix(".yaml")))
 WAYS = {"disagreement": "by disagreement", "random": "at random"}  # as drawn

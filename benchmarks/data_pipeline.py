@@ -46,11 +46,11 @@ import yaml
 from monai.bundle import ConfigParser
 from scipy import ndimage
 
-from cyclic_committee.scripts.location import bundle_root, find_config
-from cyclic_committee.scripts.phantom import make_phantom
-from cyclic_committee.scripts.phantom_data_set import LAYOUTS, describe_nnunet, write_volume
-from cyclic_committee.scripts.preparation import parser_of, prepare
-from cyclic_committee.scripts.resampling import resample_labels, resample_slices
+from cyclic_committee.scripts.phantoms.data_set import LAYOUTS, describe_nnunet, write_volume
+from cyclic_committee.scripts.phantoms.phantom import make_phantom
+from cyclic_committee.scripts.planning.preparation import parser_of, prepare
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root, find_config
+from cyclic_committee.scripts.transforms.resampling import resample_labels, resample_slices
 
 OURS, THEIRS = "cyclic committee", "nnU-Net v2"
 RECIPE = ("spacing_mm", "patch_size", "crop_size", "batch_size")  # the same for both

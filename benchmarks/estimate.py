@@ -25,8 +25,8 @@ import fire
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
-from cyclic_committee.scripts.location import bundle_root, find_config
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root, find_config
 
 CASES = 2
 
@@ -65,7 +65,7 @@ def in_a_process(*command: str) -> dict[str, Any]:
 def estimate(files: list[str], values: dict[str, Any]) -> dict[str, Any]:
     """Estimate as the command does, and return seconds and peak memory."""
     words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
-    main_of = "from cyclic_committee.scripts.command_line import main; main()"
+    main_of = "from cyclic_committee.scripts.commands.main import main; main()"
     found = in_a_process("-c", main_of, "estimate", *files, "--json", *words)
     return {"seconds": found["iteration_s"], "bytes": sum(found["memory"]["CPU"].values())}
 

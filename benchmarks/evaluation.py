@@ -32,8 +32,8 @@ import torch
 from monai.metrics import compute_dice, compute_surface_dice
 from scipy import ndimage
 
-from cyclic_committee.scripts.metrics import organ_scores
-from cyclic_committee.scripts.phantom import LABELS, make_phantom
+from cyclic_committee.scripts.metrics.dsc_nsd import organ_scores
+from cyclic_committee.scripts.phantoms.phantom import LABELS, make_phantom
 
 OURS, DEEPMIND, MONAI = "cyclic committee", "DeepMind", "MONAI"
 SHAPE, SPACING_MM = (512, 512, 119), (0.8, 0.8, 2.5)

@@ -46,10 +46,10 @@ from monai.inferers import SliceInferer
 from monai.networks.nets import DynUNet
 from scipy import ndimage
 
-from cyclic_committee.scripts.location import bundle_root, find_config
-from cyclic_committee.scripts.phantom import make_phantom
-from cyclic_committee.scripts.predictor import Predictor
-from cyclic_committee.scripts.resampling import resample_slices
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.phantoms.phantom import make_phantom
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root, find_config
+from cyclic_committee.scripts.transforms.resampling import resample_slices
 
 SIZE, PIXEL_MM, SLICE_MM, NOISE_HU = 512, 0.8, 2.5, 10  # 512 pixels are 502 at the training's spacing: one tile of 512
 FEW, MANY = 119, 480  # slices
@@ -59,7 +59,7 @@ KEPT = {  # glibc's allocator: freed memory stays with the process
     "MALLOC_TOP_PAD_": str(2**28),
     "MALLOC_ARENA_MAX": "1",
 }
-ALLOCATOR = "cyclic_committee.scripts.allocator"
+ALLOCATOR = "cyclic_committee.scripts.runtime.allocator"
 THEIRS = "nnU-Net v2, one network, as it comes"
 Result = dict[str, float]
 

@@ -24,10 +24,10 @@ import fire
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from cyclic_committee.scripts.location import find_config
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
+from cyclic_committee.scripts.runtime.bundle_paths import find_config
 
-COMMAND = "from cyclic_committee.scripts.command_line import main; main()"
+COMMAND = "from cyclic_committee.scripts.commands.main import main; main()"
 TINY = Path(__file__).with_name("tiny.yaml")
 
 

@@ -31,12 +31,12 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from sklearn.metrics import roc_auc_score
 
-from cyclic_committee.scripts.demo import run_bundle
-from cyclic_committee.scripts.label_audit import Suspect, rank
-from cyclic_committee.scripts.label_noise import WAYS
-from cyclic_committee.scripts.location import bundle_root, find_config
-from cyclic_committee.scripts.loss_record import FILE, read_losses
-from cyclic_committee.scripts.phantom_data_set import CLEAN_LABELS, CORRUPTION, write_phantoms
+from cyclic_committee.scripts.audit.label_audit import Suspect, rank
+from cyclic_committee.scripts.experiments.demo import run_bundle
+from cyclic_committee.scripts.handlers.loss_record import FILE, read_losses
+from cyclic_committee.scripts.phantoms.data_set import CLEAN_LABELS, CORRUPTION, write_phantoms
+from cyclic_committee.scripts.phantoms.label_noise import WAYS
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root, find_config
 
 SHARE = 0.2
 RULES = {"default": [], "SmallLoss": ["variants/small_loss.yaml"]}

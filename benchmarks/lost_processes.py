@@ -23,8 +23,8 @@ from pathlib import Path
 import fire
 import torch
 
-from cyclic_committee.scripts.location import bundle_root, find_config
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root, find_config
 
 TINY = Path(__file__).with_name("tiny.yaml")
 

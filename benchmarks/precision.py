@@ -16,11 +16,11 @@ from statistics import fmean
 import fire
 from real_ct import main as learn_real_ct
 
-from cyclic_committee.scripts.demo import make_room, run_demo
-from cyclic_committee.scripts.location import find_config
-from cyclic_committee.scripts.phantom import LABELS
-from cyclic_committee.scripts.predictor import Predictor
-from cyclic_committee.scripts.score_report import evaluate_folders
+from cyclic_committee.scripts.experiments.demo import make_room, run_demo
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.metrics.score_table import evaluate_folders
+from cyclic_committee.scripts.phantoms.phantom import LABELS
+from cyclic_committee.scripts.runtime.bundle_paths import find_config
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -37,12 +37,12 @@ import torch
 from monai.bundle import ConfigParser
 from scipy import ndimage
 
-from cyclic_committee.scripts.allocator import keep_freed_memory
-from cyclic_committee.scripts.location import bundle_root
-from cyclic_committee.scripts.normalisation import ClipAndStandardise
-from cyclic_committee.scripts.phantom import make_phantom
-from cyclic_committee.scripts.resampling import NormaliseThenResample, ResampleThenNormalise
-from cyclic_committee.scripts.slice_store import Preparation, index_foreground, prepare_case
+from cyclic_committee.scripts.data.slice_store import Preparation, index_foreground, prepare_case
+from cyclic_committee.scripts.phantoms.phantom import make_phantom
+from cyclic_committee.scripts.runtime.allocator import keep_freed_memory
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
+from cyclic_committee.scripts.transforms.normalisation import ClipAndStandardise
+from cyclic_committee.scripts.transforms.resampling import NormaliseThenResample, ResampleThenNormalise
 
 SIZE = 512
 SLICE_MM = 2.5

@@ -26,16 +26,16 @@ from monai.bundle import ConfigParser
 from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 
-from cyclic_committee.scripts import convolutions
-from cyclic_committee.scripts.demo import make_room
-from cyclic_committee.scripts.forward import OneForward
-from cyclic_committee.scripts.location import bundle_root, find_config
-from cyclic_committee.scripts.loss import NnUNetLoss
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
-from cyclic_committee.scripts.precision import autocast
-from cyclic_committee.scripts.selection import LossDifference
-from cyclic_committee.scripts.traced import Rows
-from cyclic_committee.scripts.trainer import score
+from cyclic_committee.scripts.autograd.forward import OneForward
+from cyclic_committee.scripts.autograd.traced import Rows
+from cyclic_committee.scripts.experiments.demo import make_room
+from cyclic_committee.scripts.networks import convolutions
+from cyclic_committee.scripts.networks.precision import autocast
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root, find_config
+from cyclic_committee.scripts.training.loss import NnUNetLoss
+from cyclic_committee.scripts.training.selection import LossDifference
+from cyclic_committee.scripts.training.trainer import score
 
 FEATURES = [32, 64, 96, 96, 96]
 WAYS = {"float32": "float32", "PyTorch's": "bfloat16", "ours": "bfloat16"}

@@ -18,8 +18,8 @@ import sys
 
 import fire
 
-from cyclic_committee.scripts.estimate_settings import read_settings
-from cyclic_committee.scripts.location import bundle_root
+from cyclic_committee.scripts.estimate.settings import read_settings
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
 
 PAPER_STEP_S = 72.5 * 3600 / 250_000
 # bytes a second and seconds a message that a process sees: one direction, as vendors state it

@@ -34,8 +34,8 @@ import torch
 from nibabel.arrayproxy import ArrayProxy
 from scipy import ndimage
 
-from cyclic_committee.scripts.phantom import make_phantom
-from cyclic_committee.scripts.resampling import resample_labels, resample_slices, resampled_size
+from cyclic_committee.scripts.phantoms.phantom import make_phantom
+from cyclic_committee.scripts.transforms.resampling import resample_labels, resample_slices, resampled_size
 
 
 def optional(name: str) -> Any:

@@ -17,9 +17,9 @@ import fire
 from scipy.stats import spearmanr
 
 from cyclic_committee.monai_label.scores import SLICES, volume_disagreement
-from cyclic_committee.scripts.opinions import case_disagreement
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
-from cyclic_committee.scripts.predictor import Predictor
+from cyclic_committee.scripts.inference.disagreement import case_disagreement
+from cyclic_committee.scripts.inference.predictor import Predictor
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 
 
 def main(bundle: str, config: str | None = None, ct: str | None = None, cases: int = 16) -> None:

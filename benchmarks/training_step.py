@@ -42,10 +42,10 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
-from cyclic_committee.scripts.allocator import keep_freed_memory
-from cyclic_committee.scripts.location import bundle_root, find_config
-from cyclic_committee.scripts.selection import EverySample, LossDifference
-from cyclic_committee.scripts.trainer import CommitteeTrainer
+from cyclic_committee.scripts.runtime.allocator import keep_freed_memory
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root, find_config
+from cyclic_committee.scripts.training.selection import EverySample, LossDifference
+from cyclic_committee.scripts.training.trainer import CommitteeTrainer
 
 BATCH, CLASSES = 8, 5
 WARM_UP = (2, 12)  # steps, at least and at most

@@ -12,8 +12,8 @@ import yaml
 from monai.apps.auto3dseg import AutoRunner
 
 from cyclic_committee.scripts.algo import CommitteeAlgo
-from cyclic_committee.scripts.location import bundle_root
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
 
 ALGOS = {"committee": {"_target_": "cyclic_committee.scripts.algo.CommitteeAlgo", "template_path": bundle_root()}}
 TINY_TRAINING: dict[str, Any] = {
@@ -22,7 +22,7 @@ TINY_TRAINING: dict[str, Any] = {
     "num_images_per_batch": 4,
     "iterations": 2,
     "member": {
-        "_target_": "scripts.network.UNet2d",
+        "_target_": "scripts.networks.unet.UNet2d",
         "in_channels": "@channels",
         "out_channels": "@classes",
         "features": [4, 8, 16],

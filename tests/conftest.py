@@ -15,14 +15,15 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from cyclic_committee.scripts.committee import Committee
-from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.normalisation import ClipAndStandardise
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
-from cyclic_committee.scripts.resampling import ResampleThenNormalise
-from cyclic_committee.scripts.slice_store import Preparation
+from cyclic_committee.scripts.data.slice_store import Preparation
+from cyclic_committee.scripts.networks.committee import Committee
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
+from cyclic_committee.scripts.transforms.normalisation import ClipAndStandardise
+from cyclic_committee.scripts.transforms.resampling import ResampleThenNormalise
 
-ROOT = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 BUNDLE = ROOT / "bundle"
 CONFIGS = BUNDLE / "configs"
 CT_EXAMPLE = ROOT.parent / "shared" / "data" / "ct_example"
@@ -60,6 +61,11 @@ def preparation(**settings: Any) -> Preparation:
         "labels": LABELS,
     }
     return Preparation(**{**usual, **settings})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return what each file of a folder holds."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="session")

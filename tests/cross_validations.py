@@ -11,15 +11,15 @@ import torch
 import yaml
 from conftest import LABELS, SCHEDULE, TINY
 
-from cyclic_committee.scripts.cases import find_cases
-from cyclic_committee.scripts.cross_validation import begin
-from cyclic_committee.scripts.history import write_history
-from cyclic_committee.scripts.label_map_writer import write_label_map
-from cyclic_committee.scripts.loss_record import append, as_batch
-from cyclic_committee.scripts.metrics import ScoreRow
-from cyclic_committee.scripts.score_report import write_csv
-from cyclic_committee.scripts.slice_store import case_names
-from cyclic_committee.scripts.volumes import case_name, open_volume, read_voxels
+from cyclic_committee.scripts.data.cases import find_cases
+from cyclic_committee.scripts.data.slice_store import case_names
+from cyclic_committee.scripts.data.volumes import case_name, open_volume, read_voxels
+from cyclic_committee.scripts.experiments.cross_validation import begin
+from cyclic_committee.scripts.handlers.history import write_history
+from cyclic_committee.scripts.handlers.label_map_writer import write_label_map
+from cyclic_committee.scripts.handlers.loss_record import append, as_batch
+from cyclic_committee.scripts.metrics.dsc_nsd import ScoreRow
+from cyclic_committee.scripts.metrics.score_table import write_csv
 
 FOLDS = 5
 USUAL = {"liver": (0.97, 0.9), "kidney": (0.95, 0.91), "spleen": (0.96, 0.93), "pancreas": (0.8, 0.6)}

@@ -12,7 +12,7 @@ import requests
 
 from cyclic_committee.monai_label import disagreement
 from cyclic_committee.monai_label.scores import Scores
-from cyclic_committee.scripts.errors import BadInput
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 FAILURES = {"bad": BadInput("holds colours"), "odd": RuntimeError("?"), "unreached": requests.ConnectionError("silent")}
 

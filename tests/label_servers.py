@@ -21,10 +21,10 @@ import yaml
 from conftest import BUNDLE, SCHEDULE, TINY
 from orthanc import child, free_port, wait_until_ready
 
-from cyclic_committee.scripts.bundle_run import run_bundle
-from cyclic_committee.scripts.fold_bundle import copy_template, write_fold
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
-from cyclic_committee.scripts.work_folder import MODEL
+from cyclic_committee.scripts.bundles.fold_bundle import copy_template, write_fold
+from cyclic_committee.scripts.bundles.server_folder import MODEL
+from cyclic_committee.scripts.experiments.bundle_run import run_bundle
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 
 PAGE = BUNDLE / "docs" / "monai_label.md"
 CLIENT = Path(__file__).with_name("label_client.py")

@@ -1,4 +1,4 @@
-"""What two processes check together; `test_ranks.py` starts them. Each check has its own line when it is reached."""
+"""What two processes check together; `test_distributed.py` starts them. Each check says that it is reached."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ import ignite.distributed as idist
 import torch
 from torch import nn
 
-from cyclic_committee.scripts.loss import AllRanksNnUNetLoss, NnUNetLoss
-from cyclic_committee.scripts.ranks import AllRanksChoose, EachRankChooses, RankSampler, in_turn, join, leave
-from cyclic_committee.scripts.selection import LossDifference, RandomSubset
-from cyclic_committee.scripts.slices import SliceSampler
+from cyclic_committee.scripts.data.slice_dataset import SliceSampler
+from cyclic_committee.scripts.training.distributed import (
+    AllRanksChoose,
+    EachRankChooses,
+    RankSampler,
+    in_turn,
+    join,
+    leave,
+)
+from cyclic_committee.scripts.training.loss import AllRanksNnUNetLoss, NnUNetLoss
+from cyclic_committee.scripts.training.selection import LossDifference, RandomSubset
 
 
 def gradients_count_by_their_samples() -> None:

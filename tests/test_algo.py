@@ -24,9 +24,9 @@ from test_bundle import REQUIRED_METADATA
 
 from cyclic_committee.scripts import algo as algo_module
 from cyclic_committee.scripts.algo import CommitteeAlgo
-from cyclic_committee.scripts.errors import BadInput
-from cyclic_committee.scripts.fold_bundle import copy_template
-from cyclic_committee.scripts.preparation import prepare
+from cyclic_committee.scripts.bundles.fold_bundle import copy_template
+from cyclic_committee.scripts.planning.preparation import prepare
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 PLACES = {"data_list", "dataset_dir", "layout", "data_root", "cache_dir", "fold"}
 

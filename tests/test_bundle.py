@@ -156,7 +156,7 @@ def test_training_and_inference_normalise_alike() -> None:
     assert load("inference.yaml")["preprocessing"]["transforms"] == reading
     inferer, validating = load("inference.yaml")["inferer"], training["inferer"]
     kinds = [inferer.pop("_target_"), validating.pop("_target_")]  # the same, but for where the labels lie in memory
-    assert kinds == ["scripts.inferer.InPlaceSliceInferer", "scripts.inferer.SliceInferer"]
+    assert kinds == ["scripts.inference.inferer.InPlaceSliceInferer", "scripts.inference.inferer.SliceInferer"]
     assert {key: value for key, value in inferer.items() if key != "mirror"} == validating
 
 
@@ -171,7 +171,7 @@ def test_the_defaults_are_the_papers() -> None:
         "max_epochs": 1000,
         "iterations": 250,
         "gradient_clip": 12,
-        "select": {"_target_": "scripts.selection.LossDifference", "keep": 0.75},
+        "select": {"_target_": "scripts.training.selection.LossDifference", "keep": 0.75},
     }
     assert {key: config[key] for key in expected} == expected
     assert config["lr_scheduler"]["power"] == 0.9

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import yaml
 from conftest import BUNDLE, ROOT
-from test_command_line import TINY_DEMO
+from terminal import TINY_DEMO
 
-from cyclic_committee.scripts.phantom_data_set import write_phantoms
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e {} && .venv/bin/"
 TINY = "--member#features [4,8,16] --spacing_mm [6.0,6.0] --patch_size [48,48] --precision float32"

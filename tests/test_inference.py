@@ -18,12 +18,12 @@ from conftest import TINY, Workflow
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from cyclic_committee.scripts.committee import Committee
-from cyclic_committee.scripts.errors import BadInput, find_bad_input
-from cyclic_committee.scripts.label_map_writer import LabelMapWriter, write_label_map
-from cyclic_committee.scripts.network import UNet2d
-from cyclic_committee.scripts.phantom import LABELS, make_phantom
-from cyclic_committee.scripts.score_report import evaluate_folders
+from cyclic_committee.scripts.handlers.label_map_writer import LabelMapWriter, write_label_map
+from cyclic_committee.scripts.metrics.score_table import evaluate_folders
+from cyclic_committee.scripts.networks.committee import Committee
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.phantoms.phantom import LABELS, make_phantom
+from cyclic_committee.scripts.runtime.errors import BadInput, find_bad_input
 
 VALUES = {key: value for key, value in TINY.items() if key != "crop_size"}
 

@@ -7,9 +7,9 @@ ci/get_bundle_requirements.py, ci/unit_tests), and where it is tested here:
 - a unit test for training, evaluation and inference, and its _dist twin for several processes: this file
 - check_properties of every configuration: test_bundle.py; with the overlays for many GPUs: this file
 - version and changelog, verify_metadata, verify_net_in_out, ckpt_export: test_bundle.py
-- LICENSE: test_package.py; what several processes compute: test_ranks.py; TorchScript and TensorRT: test_export.py
-
-- models/model.pt, and large_files.yml once weights are released: test_release.py
+- LICENSE: test_package.py; what several processes compute: training/test_distributed.py
+- TorchScript and TensorRT: inference/test_export.py
+- models/model.pt, and large_files.yml once weights are released: bundles/test_release.py
 - mypy, with the zoo's settings: test_package.py
 
 What can't be tested here: that models/model.pt is there, which the zoo prefers, since no weights are released; GPUs;
@@ -38,8 +38,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow, download_large_files
 from packaging.requirements import Requirement
 from test_bundle import TENSOR_KEYS
 
-from cyclic_committee.scripts.errors import find_bad_input
-from cyclic_committee.scripts.location import copy_bundle
+from cyclic_committee.scripts.runtime.bundle_paths import copy_bundle
+from cyclic_committee.scripts.runtime.errors import find_bad_input
 
 NAME = "models/cyclic_committee"  # the bundle's place in the zoo, whose tests run beside `models`
 LIMIT_BYTES = 25 * 10**6  # of a file in the zoo

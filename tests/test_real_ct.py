@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from conftest import CT_EXAMPLE, TINY, Workflow, preparation
 
-from cyclic_committee.scripts.phantom import LABELS
-from cyclic_committee.scripts.prediction import predict_command
-from cyclic_committee.scripts.score_report import evaluate_folders
-from cyclic_committee.scripts.slice_store import store_cases
+from cyclic_committee.scripts.data.slice_store import store_cases
+from cyclic_committee.scripts.inference.prediction import predict_command
+from cyclic_committee.scripts.metrics.score_table import evaluate_folders
+from cyclic_committee.scripts.phantoms.phantom import LABELS
 
 pytestmark = pytest.mark.skipif(not CT_EXAMPLE.is_dir(), reason="no real CT at ../shared/data/ct_example")
 NAMES = {str(label): organ for label, organ in LABELS.items()}

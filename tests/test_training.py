@@ -15,8 +15,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from cyclic_committee.scripts.checkpoint import TrainingCheckpoint
-from cyclic_committee.scripts.errors import find_bad_input
+from cyclic_committee.scripts.handlers.checkpoint import TrainingCheckpoint
+from cyclic_committee.scripts.runtime.errors import find_bad_input
 
 Train = Callable[..., Path]
 
@@ -87,7 +87,7 @@ def test_a_training_that_stopped_goes_on_to_the_same_weights_bit_by_bit(
 
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr("scripts.checkpoint.TrainingCheckpoint.save", save_and_stop)
+        patch.setattr("scripts.handlers.checkpoint.TrainingCheckpoint.save", save_and_stop)
         with pytest.raises(RuntimeError):
             train(stopped, overlay, **settings)
     assert weights(stopped / "checkpoint.pt")["trainer"]["iteration"] == 6
@@ -152,7 +152,7 @@ def test_every_training_is_tracked(train: Train, tmp_path: Path) -> None:
     [run] = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.params["learning_rate"] == "0.01"
-    assert run.data.params["select._target_"] == "scripts.selection.SmallLoss"
+    assert run.data.params["select._target_"] == "scripts.training.selection.SmallLoss"
     assert run.data.params["select.keep"] == "0.75"
     for metric in ("loss/member_2", "kept/member_0", "agreement/members_0_1", "validation/nsd_pancreas"):
         assert metric in run.data.metrics

@@ -16,7 +16,7 @@ from dicom_studies import write_series
 from label_servers import label_server, train_bundle, why_no_server
 from orthanc import Archive, missing_parts, orthanc
 
-from cyclic_committee.scripts.phantom import make_phantom
+from cyclic_committee.scripts.phantoms.phantom import make_phantom
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The committee's application for MONAI Label; `scripts/label_server.py` starts it."""
+"""The committee's application for MONAI Label; `scripts/commands/label_server.py` starts it."""

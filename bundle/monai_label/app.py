@@ -23,8 +23,8 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.utils.async_tasks.utils import processes
 from monailabel.utils.others.generic import device_list
 
-from ..scripts.predictor import plain_errors
-from ..scripts.work_folder import MODEL, served_bundle
+from ..scripts.bundles.server_folder import MODEL, served_bundle
+from ..scripts.inference.predictor import plain_errors
 from .archive_store import ArchiveStore, archive_client
 from .disagreement import NAME, DisagreementScoring, MostDisputed
 from .folder_store import FolderStore, plain_tag
@@ -51,7 +51,7 @@ class CommitteeApp(MONAILabelApp):
     """One model, its training, and the disagreement of its members as a score and as an order.
 
     Args:
-        app_dir: the work folder, see `work_folder`.
+        app_dir: the work folder, see `server_folder`.
         studies: a folder of NIfTI files, or a DICOMweb url.
         conf: of the server.
     """

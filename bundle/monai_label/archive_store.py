@@ -21,13 +21,13 @@ from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import DefaultLabelTag
 
-from ..scripts.dicom_labels import read_segmentation
-from ..scripts.dicom_segmentation import on_grid_of, write_segmentation
-from ..scripts.dicom_series import DicomSeries, find_series
-from ..scripts.errors import BadInput
-from ..scripts.label_map_writer import write_label_file
-from ..scripts.unfinished import unfinished_path
-from ..scripts.volumes import as_label_ids, open_volume, read_voxels
+from ..scripts.data.volumes import as_label_ids, open_volume, read_voxels
+from ..scripts.dicom.segmentation import on_grid_of, write_segmentation
+from ..scripts.dicom.segmentation_labels import read_segmentation
+from ..scripts.dicom.series import DicomSeries, find_series
+from ..scripts.handlers.label_map_writer import write_label_file
+from ..scripts.runtime.atomic_files import unfinished_path
+from ..scripts.runtime.errors import BadInput
 from .folder_store import plain_tag
 from .names import require_ending, require_uid
 from .shared_store import SharedStore

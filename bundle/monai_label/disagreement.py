@@ -13,8 +13,8 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from ..scripts.errors import find_bad_input
-from ..scripts.predictor import Predictor
+from ..scripts.inference.predictor import Predictor
+from ..scripts.runtime.errors import find_bad_input
 from .scores import Scores, most_disputed, stamp, volume_disagreement
 
 logger = logging.getLogger(__name__)

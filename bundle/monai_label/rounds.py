@@ -14,11 +14,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..scripts.errors import BadInput
-from ..scripts.metrics import dice, organ_names
-from ..scripts.predictor import Predictor
-from ..scripts.unfinished import unfinished_path
-from ..scripts.volumes import case_name
+from ..scripts.data.volumes import case_name
+from ..scripts.inference.predictor import Predictor
+from ..scripts.metrics.dsc_nsd import dice, organ_names
+from ..scripts.runtime.atomic_files import unfinished_path
+from ..scripts.runtime.errors import BadInput
 
 Cases = list[dict[str, str]]  # {"image": file, "label": file}
 

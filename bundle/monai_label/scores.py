@@ -11,9 +11,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..scripts.opinions import case_disagreement
-from ..scripts.predictor import Predictor
-from ..scripts.unfinished import write_whole
+from ..scripts.inference.disagreement import case_disagreement
+from ..scripts.inference.predictor import Predictor
+from ..scripts.runtime.atomic_files import write_whole
 
 SERVED_S = 3600  # an image that somebody got less than that ago comes last
 SLICES = 32  # of a volume that are looked at, evenly spread: enough for an order, and a study list is done sooner
@@ -51,7 +51,7 @@ def stamp(weights: Path) -> str:
 
 
 def volume_disagreement(predictor: Predictor, image: str) -> float:
-    """Return how much the voters disagree on a volume's file, in [0, 1]: see `opinions.case_disagreement`.
+    """Return how much the voters disagree on a volume's file, in [0, 1]: see `disagreement.case_disagreement`.
 
     Up to 32 slices are looked at, in one pass.
 

@@ -14,10 +14,10 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 
-from ..scripts.errors import BadInput
-from ..scripts.predictor import Predictor
-from ..scripts.unfinished import write_whole
-from ..scripts.volumes import case_name
+from ..scripts.data.volumes import case_name
+from ..scripts.inference.predictor import Predictor
+from ..scripts.runtime.atomic_files import write_whole
+from ..scripts.runtime.errors import BadInput
 from .names import CODE
 from .parameters import TrainingOptions, parse
 from .rounds import Cases, mean_dsc, replace_file, split_cases

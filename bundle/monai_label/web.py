@@ -29,17 +29,16 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ..scripts.archive_proxy import refuse, serve_archive
-from ..scripts.errors import BadInput
-from ..scripts.label_server import HOSTS, NO_ACCOUNTS, TOKEN
-from ..scripts.viewer_settings import serve_viewer_settings
-from ..scripts.volumes import case_name
-from ..scripts.work_folder import served_bundle
+from ..scripts.bundles.server_folder import HOSTS, NO_ACCOUNTS, TOKEN, served_bundle
+from ..scripts.data.volumes import case_name
+from ..scripts.runtime.errors import BadInput
 from .access import Access
 from .app import labels_of, one_of
+from .dicomweb_proxy import refuse, serve_archive
 from .parameters import BatchOptions, InferenceOptions, Options, ScoringOptions, TrainingOptions, json_object, parse
 from .segmentation_answer import segmentation_answer
 from .uploads import received, require_image
+from .viewer_settings import serve_viewer_settings
 
 EVERY = ["GET", "HEAD", "POST", "PUT", "DELETE"]
 CLOSED = {  # those that read any file, unpack or run something, or replace the weights by whatever is sent

@@ -17,18 +17,18 @@ from monai.auto3dseg import algo_to_json
 from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
-from .auto3dseg_data import measured_source, read_analysis, read_source
-from .errors import BadInput
-from .fold_bundle import OVERLAY, as_planned, copy_template, settled, training_config, with_given, write_fold
-from .fold_training import begin_or_resume, training_command, training_environment
-from .gpu_batch import largest_batch
-from .history import read_history
+from .auto3dseg.data_source import measured_source, read_analysis, read_source
+from .auto3dseg.fold_training import begin_or_resume, training_command, training_environment
+from .auto3dseg.gpu_batch import largest_batch
+from .auto3dseg.training_parameters import keys_of
+from .bundles.fold_bundle import OVERLAY, as_planned, copy_template, settled, training_config, with_given, write_fold
+from .handlers.history import read_history
 from .infer import InferClass
-from .location import bundle_root
-from .plan import make_plan
-from .plan_file import HEADER, plan_text
-from .training_parameters import keys_of
-from .unfinished import remove_unfinished, unfinished_path
+from .planning.plan import make_plan
+from .planning.plan_file import HEADER, plan_text
+from .runtime.atomic_files import remove_unfinished, unfinished_path
+from .runtime.bundle_paths import bundle_root
+from .runtime.errors import BadInput
 
 logger = logging.getLogger(__name__)
 STATE = "algo_object.json"
@@ -121,7 +121,7 @@ class CommitteeAlgo(BundleAlgo):
                 with.
 
         Raises:
-            BadInput: see `auto3dseg_data.measured_source`; an unknown key.
+            BadInput: see `data_source.measured_source`; an unknown key.
         """
         folder = Path(algo_path)
         given = {key: value for key, value in kwargs.items() if key not in ("fold", "bundle_root", *GPU_KEYS)}
@@ -232,7 +232,7 @@ class CommitteeAlgo(BundleAlgo):
         known = ConfigParser.load_config_file(fold / "configs" / "inference.yaml").keys()
         values = {key: value for key, value in kwargs.items() if key.split("#")[0] in known}
         if "LOCAL_RANK" in os.environ:  # MONAI's ensemble on many GPUs
-            values.setdefault("device", {"_target_": "scripts.ranks.device_of_rank"})
+            values.setdefault("device", {"_target_": "scripts.training.distributed.device_of_rank"})
         made_with = json.dumps([str(fold), values], default=str, sort_keys=True)
         if self.inferer is None or self.inferer[0] != made_with:
             self.inferer = (made_with, InferClass(fold, **values))

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
-from .predictor import Predictor
-from .volumes import first_file
+from .data.volumes import first_file
+from .inference.predictor import Predictor
 
 
 class InferClass:

@@ -1,0 +1,1 @@
+"""Which labels the committee distrusts."""

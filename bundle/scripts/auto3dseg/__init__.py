@@ -1,0 +1,1 @@
+"""What `scripts.algo` is made of."""

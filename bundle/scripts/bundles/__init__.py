@@ -1,0 +1,1 @@
+"""Copies of the bundle that are changed: folds, releases, the label server's."""

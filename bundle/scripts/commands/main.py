@@ -1,0 +1,47 @@
+"""What can be typed after `cyclic-committee`?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import fire
+
+from ..bundles.release import release
+from ..runtime.errors import find_bad_input
+from ..runtime.workflow import quiet
+from .data import check, phantom, prepare
+from .inference import evaluate, export, predict
+from .label_server import label_server
+from .training import audit, bundle, cross_validate, demo, estimate, parameters, report
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "bundle": bundle,
+    "release": release,
+    "parameters": parameters,
+    "estimate": estimate,
+    "predict": predict,
+    "evaluate": evaluate,
+    "check": check,
+    "prepare": prepare,
+    "phantom": phantom,
+    "export": export,
+    "cross-validate": cross_validate,
+    "audit": audit,
+    "report": report,
+    "label-server": label_server,
+}
+
+
+def main() -> None:
+    """Run a command; bad input ends in one line and exit code 1."""
+    quiet()
+    try:
+        fire.Fire(COMMANDS, name="cyclic-committee")
+    except Exception as error:
+        bad_input = find_bad_input(error)
+        if bad_input is None:
+            raise
+        print(f"error: {bad_input}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""From files on disk to slices in a mini-batch."""

@@ -1,0 +1,305 @@
+"""How is a volume read, and what is refused?"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from isal import igzip
+from monai.data import NibabelReader
+from monai.transforms import LoadImaged, MapTransform
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.fileholders import FileHolder
+from nibabel.openers import Opener
+from nibabel.spatialimages import SpatialImage
+
+from ..runtime.errors import BadInput, find_bad_input
+
+SUFFIXES = (".nii.gz", ".nii")
+ROUNDING_MM = 1e-3  # grids that are nearer to each other than this are the same
+TOLERABLE_SHIFT = 0.1  # of a voxel: label maps that lie that far off are taken to be on their image's grid
+DEFLATE = 1032  # as much smaller gzip's files may be than what is in them, and no more
+READ_AT_ONCE = 2**24  # bytes
+Files = str | Path | Sequence[str | Path]
+
+
+def case_name(path: str | os.PathLike[str]) -> str:
+    """Return a file's name without folder and NIfTI suffix."""
+    name = Path(path).name
+    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.endswith(suffix)), name)
+
+
+def open_volume(path: str | Path, *, may_have_channels: bool = False) -> SpatialImage:
+    """Open a NIfTI file of three dimensions; its voxels stay on disk.
+
+    Args:
+        path: of the file.
+        may_have_channels: whether a fourth dimension, of channels, is right, too.
+
+    Raises:
+        BadInput: missing, unreadable, of other dimensions, or with voxels that have no size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file. Check the path.")
+    try:
+        volume: SpatialImage = nib.load(path)  # type: ignore[assignment]
+    except Exception as error:  # nibabel raises many kinds of errors on damaged files
+        raise BadInput(f"{path}: not a readable NIfTI file ({error}). Replace it or take it out.") from error
+    dimensions = (3, 4) if may_have_channels else (3,)
+    if len(volume.shape) not in dimensions or min(volume.shape) < 1:
+        raise BadInput(f"{path}: has the shape {volume.shape}, expected three dimensions. Write one volume a file.")
+    require_all_voxels(volume, path)
+    require_voxel_sizes(volume)
+    return volume
+
+
+def require_all_voxels(volume: SpatialImage, path: Path) -> None:
+    """Raise `BadInput` if a file is too small for what its header claims: memory is taken by the claim."""
+    number: Any = volume.get_data_dtype()
+    claimed, held = math.prod(volume.shape) * number.itemsize, path.stat().st_size
+    if claimed > held * (DEFLATE if path.name.endswith(".gz") else 1):
+        raise BadInput(
+            f"{path}: damaged or truncated (its header claims {claimed / 1e9:.3g} GB of voxels, and the file has "
+            f"{held / 1e9:.3g} GB). Replace it or take it out."
+        )
+
+
+def require_voxel_sizes(volume: SpatialImage) -> None:
+    """Raise `BadInput` unless the header says how large the voxels are, and axes that span space."""
+    header: Any = volume.header
+    path, affine = str(volume.get_filename()), np.asarray(volume.affine)
+    sizes = voxel_sizes(affine)
+    if header["sform_code"] == 0:  # the affine is made from pixdim; nibabel has put 1 mm for 0 mm there already
+        with Opener(path) as file:
+            sizes = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
+    if not (np.isfinite(affine).all() and np.isfinite(sizes).all() and min(sizes) > 0):
+        raise BadInput(f"{path}: has voxels of {' x '.join(f'{size:g}' for size in sizes)} mm. Correct its header.")
+    if abs(np.linalg.det(affine[:3, :3] / voxel_sizes(affine))) < 1e-3:
+        raise BadInput(f"{path}: has an affine whose axes don't span space. Correct its header.")
+
+
+def open_image(files: Files) -> list[SpatialImage]:
+    """Open an image: a file a channel, or one file, where a fourth dimension is channels.
+
+    Raises:
+        BadInput: see `open_volume`; channels on different grids.
+    """
+    if isinstance(files, (str, Path)):
+        return [open_volume(files, may_have_channels=True)]
+    if len(files) == 1:
+        return [open_volume(files[0], may_have_channels=True)]
+    opened = [open_volume(file) for file in files]
+    for other in opened[1:]:
+        require_same_grid(opened[0], other)
+    return opened
+
+
+def read_image(files: Files) -> tuple[np.ndarray, SpatialImage]:
+    """Return an image's voxels, `(channels, x, y, z)` float32 in the files' own order, and the file with its grid.
+
+    Raises:
+        BadInput: see `open_image` and `read_voxels`.
+    """
+    opened = open_image(files)
+    channels = [read_voxels(volume).astype(np.float32) for volume in opened]
+    if channels[0].ndim == 4:
+        return np.moveaxis(channels[0], -1, 0), opened[0]
+    return np.stack(channels), opened[0]
+
+
+def first_file(files: Files) -> str:
+    """Return the file that an image is named after."""
+    return str(files if isinstance(files, (str, Path)) else files[0])
+
+
+def read_voxels(volume: SpatialImage) -> np.ndarray:
+    """Return a volume's voxels, scaled as its header says, in the file's own order: `(x, y, z)`.
+
+    Raises:
+        BadInput: see `load_voxels`; NaN or infinite.
+    """
+    voxels = load_voxels(volume)
+    require_finite_voxels(voxels, str(volume.get_filename()))
+    return voxels
+
+
+def load_voxels(volume: SpatialImage) -> np.ndarray:
+    """Return a volume's voxels as `read_voxels` does, whether they are finite or not.
+
+    Raises:
+        BadInput: truncated or damaged, or colours instead of numbers.
+    """
+    with unpacked(volume) as stored:
+        return np.asanyarray(stored)
+
+
+@contextmanager
+def unpacked(volume: SpatialImage) -> Iterator[ArrayProxy]:
+    """Give a volume's voxels as they lie in the file, to be read once and in order; a .gz is read to its end.
+
+    Raises:
+        BadInput: see `load_voxels`.
+    """
+    path, kind = str(volume.get_filename()), type(volume)
+    number: Any = volume.get_data_dtype()
+    if number.kind not in "iuf":
+        raise BadInput(f"{path}: holds colours or complex numbers ({number}). Write one real number a voxel.")
+    try:
+        if path.endswith(".gz"):
+            with igzip.open(path) as file:  # takes half of the time that the standard library's does
+                yield kind.from_file_map({"image": FileHolder(fileobj=file)}).dataobj  # type: ignore[misc]
+                while file.read(2**20):  # to the end, where the checksum is: half of all damage shows nowhere else
+                    pass
+        else:
+            yield volume.dataobj  # type: ignore[misc]
+    except Exception as error:  # zlib, EOFError, OSError, ...
+        raise BadInput(f"{path}: damaged or truncated ({error}). Replace it or take it out.") from error
+
+
+def require_finite_voxels(voxels: np.ndarray, path: str | Path) -> None:
+    """Raise `BadInput` if a voxel is NaN or infinite, with the first one's place."""
+    if not np.issubdtype(voxels.dtype, np.inexact):
+        return
+    finite = np.isfinite(voxels)
+    if not finite.all():
+        where = tuple(int(i) for i in np.argwhere(~finite)[0])
+        count = int((~finite).sum())
+        raise BadInput(f"{path}: {count} voxels are NaN or infinite, the first at {where}. Mend the file.")
+
+
+def require_same_grid(image: SpatialImage, other: SpatialImage) -> None:
+    """Raise `BadInput` if a label map or another channel isn't on its image's grid, within a tenth of a voxel."""
+    kind = f"its image {image.get_filename()}"
+    if image.shape[:3] != other.shape[:3]:
+        raise BadInput(
+            f"{other.get_filename()}: has the shape {other.shape}, but {kind} has {image.shape}. "
+            "Resample it onto the image's grid."
+        )
+    shift_mm = grid_shift_mm(image, other)
+    if shift_mm > tolerable_shift_mm(image):
+        raise BadInput(
+            f"{other.get_filename()}: its voxels lie up to {shift_mm:.4g} mm from those of {kind}. "
+            "Resample it onto the image's grid, or correct its header."
+        )
+
+
+def tolerable_shift_mm(image: SpatialImage) -> float:
+    """Return how far off a grid may be and still be taken for the image's: a tenth of a voxel."""
+    return max(ROUNDING_MM, TOLERABLE_SHIFT * float(voxel_sizes(image.affine).min()))
+
+
+def grid_shift_mm(image: SpatialImage, other: SpatialImage) -> float:
+    """Return how far apart the two grids are where they differ most, at a corner; both have the same shape."""
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in image.shape[:3]))))
+    difference = apply_affine(image.affine, corners) - apply_affine(other.affine, corners)
+    return float(np.linalg.norm(difference, axis=1).max())
+
+
+def label_ids(labels: Mapping[Any, str]) -> list[int]:
+    """Return the ids of `labels` in rising order: the network's classes 1, 2, 3 and so on.
+
+    Raises:
+        BadInput: none, twice the same, or outside of 1 to 255.
+    """
+    ids = sorted(int(label) for label in labels)
+    if not ids or len(set(ids)) < len(ids) or ids[0] < 1 or ids[-1] > 255:
+        raise BadInput(f"labels must have different ids from 1 to 255, got {', '.join(map(str, labels)) or 'none'}.")
+    return ids
+
+
+def as_label_ids(voxels: np.ndarray, labels: Mapping[Any, str], path: str | Path) -> np.ndarray:
+    """Return label ids as uint8.
+
+    Raises:
+        BadInput: an id that is neither 0 nor in `labels`, a number that isn't whole.
+    """
+    known = {0, *label_ids(labels)}
+    unknown = []
+    all_ids_up_to_last = max(known) < len(known)
+    if not (voxels.dtype.kind in "iu" and all_ids_up_to_last and 0 <= voxels.min() <= voxels.max() < len(known)):
+        found = np.unique(voxels.ravel(order="K"))  # as they lie in memory
+        unknown = [value for value in found.tolist() if value not in known]
+    if unknown:
+        raise BadInput(
+            f"{path}: holds the label ids {', '.join(f'{value:g}' for value in unknown[:5])}, which are not in labels "
+            f"({', '.join(str(label) for label in sorted(known))}). Correct the file, or labels in the configuration."
+        )
+    return voxels.astype(np.uint8, copy=False)
+
+
+class CompactReader(NibabelReader):
+    """MONAI's reader, but whole numbers of one or two bytes stay so, as in most CTs; all else becomes float32."""
+
+    def _get_array_data(self, img: Any, filename: Any = None) -> np.ndarray:
+        kept = img.get_data_dtype() in (np.uint8, np.int8, np.int16) and (img.dataobj.slope, img.dataobj.inter) == (
+            1,
+            0,
+        )
+        voxels = np.empty(img.shape, img.get_data_dtype().newbyteorder("=") if kept else np.float32)
+        at_once = max(1, READ_AT_ONCE * img.shape[-1] // max(1, voxels.nbytes))
+        with unpacked(img) as stored:  # part by part into MONAI's order: it would hold the whole volume twice else
+            for first in range(0, img.shape[-1], at_once):
+                voxels[..., first : first + at_once] = stored[..., first : first + at_once]
+        return voxels
+
+
+class LoadVolumed(LoadImaged):
+    """MONAI's `LoadImaged` for NIfTI volumes, with our checks: every error is one line that names the file.
+
+    `image` may have channels: a file each, or a fourth dimension. The others are on its grid, of three dimensions.
+    Volumes keep the number format that their file has, as far as `CompactReader` does.
+    """
+
+    def __init__(self, keys: Any, **arguments: Any) -> None:
+        logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+        with warnings.catch_warnings():  # MONAI makes all of its readers, and tells that a GPU's for DICOM lacks parts
+            warnings.simplefilter("ignore")
+            super().__init__(keys, **{"reader": CompactReader(), "dtype": None, **arguments})
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        """Return the data with each key's files replaced by their volume, a MetaTensor."""
+        opened = [
+            open_image(data[key])[0] if key == "image" else open_volume(data[key])  # a label map has no channels
+            for key in self.keys
+        ]
+        for other in opened[1:]:
+            require_same_grid(opened[0], other)
+        try:
+            loaded: dict[Hashable, Any] = super().__call__(data, reader)
+        except Exception as error:
+            if find_bad_input(error) is not None:
+                raise
+            names = ", ".join(first_file(data[key]) for key in self.keys)
+            raise BadInput(f"{names}: damaged or truncated ({error}). Replace it or take it out.") from error
+        for key in self.keys:
+            require_finite_voxels(np.asarray(loaded[key]), first_file(data[key]))
+        return loaded
+
+
+class LabelIdsd(MapTransform):
+    """Refuse label maps with ids that the configuration doesn't know."""
+
+    def __init__(self, keys: Any, *, labels: Mapping[Any, str]) -> None:
+        super().__init__(keys)
+        self.labels = dict(labels)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the data as they are.
+
+        Raises:
+            BadInput: see `as_label_ids`.
+        """
+        for key in self.keys:
+            as_label_ids(np.asarray(data[key]), self.labels, data[key].meta["filename_or_obj"])
+        return dict(data)

@@ -1,0 +1,227 @@
+"""Which CT and MR series does a folder of DICOM files hold, and what are their voxels?"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.utils import optional_import
+
+from ..runtime.errors import BadInput
+from .geometry import (
+    CT_IMAGE,
+    Header,
+    Slice,
+    even_step,
+    plane_axes,
+    position,
+    require_alike,
+    require_tags,
+    rescaling,
+    without_duplicates,
+)
+from .pixels import require_decoder, stored_pixels
+
+pydicom, _ = optional_import("pydicom")
+
+IMAGES = (CT_IMAGE, "1.2.840.10008.5.1.4.1.1.4")  # CT and MR image storage: a file a slice
+MULTI_FRAME = ("1.2.840.10008.5.1.4.1.1.2.", "1.2.840.10008.5.1.4.1.1.4.")  # what begins so holds many slices a file
+KIND = ("SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID")
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes to NIfTI's
+WORTH_A_WORD_MM = 0.1  # sideways a slice: less is rounding, more is a gantry tilt
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """A series whose slices make a volume; its voxels are still on disk.
+
+    Attributes:
+        uid: SeriesInstanceUID.
+        files: one a slice, along the normal of the slices: row direction x column direction.
+        headers: of the files, without pixels.
+        affine: from voxel indices (column, row, slice) to RAS mm; sheared where the gantry was tilted.
+        notes: what a user should know of it, in a line each.
+    """
+
+    uid: str
+    files: tuple[Path, ...]
+    headers: tuple[Header, ...]
+    affine: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds all of its files."""
+        return Path(os.path.commonpath([file.parent for file in self.files]))
+
+    def voxels(self) -> np.ndarray:
+        """Return the voxels `(x, y, z)`, rescaled as the slices say: HU for CT.
+
+        int16 if all are whole and fit, as in most CTs, else int32 or float32.
+
+        Raises:
+            BadInput: truncated or damaged pixel data.
+        """
+        scales = [rescaling(header) for header in self.headers]
+        whole = all(float(value).is_integer() for scale in scales for value in scale)
+        shape = (int(self.headers[0].Columns), int(self.headers[0].Rows), len(self.files))
+        voxels = np.empty(shape, np.int16 if whole else np.float32, order="F")
+        for k, (slope, intercept) in enumerate(scales):
+            stored = stored_pixels(self.files[k], self.headers[k]).astype(np.int64 if whole else np.float64)
+            values = stored * (int(slope) if whole else slope) + (int(intercept) if whole else intercept)
+            if voxels.dtype == np.int16 and max(-values.min() - 1, values.max()) >= 2**15:
+                voxels = voxels.astype(np.int32)
+            voxels[:, :, k] = values.T
+        return voxels
+
+    def write_nifti(self, path: Path) -> Path:
+        """Write the voxels to a NIfTI file.
+
+        Raises:
+            BadInput: see `voxels`.
+        """
+        image = nib.Nifti1Image(self.voxels(), self.affine)
+        header: Any = image.header
+        header.set_xyzt_units("mm")
+        header.set_sform(self.affine, code="scanner")
+        nib.save(image, path)
+        return path
+
+
+@dataclass
+class FoundSeries:
+    """What a folder holds: series, what can't be used, a line each, and what was passed over, a line each."""
+
+    series: list[DicomSeries] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def is_dicom(file: Path) -> bool:
+    """Return whether a file says that it is a DICOM file."""
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """Return the DICOM files of a folder and the folders in it, sorted; of any name, but a DICOMDIR is none."""
+    files = [Path(place, name) for place, _, names in os.walk(folder) for name in names if name != "DICOMDIR"]
+    return sorted(file for file in files if is_dicom(file))
+
+
+def find_series(folder: Path) -> FoundSeries:
+    """Return the CT and MR series that lie in a folder and the folders in it, however they are spread.
+
+    Each is checked, but for its pixel data. What isn't CT or MR, and localizers, are passed over. Where a tilt of the
+    gantry shifts the slices evenly sideways, the affine is sheared. Slices that are there twice are dropped.
+
+    Faults name the file: multi-frame images, no decoder for the transfer syntax, missing tags, slices of other sizes
+    or directions, different slices at one place (several phases), missing slices, one slice. A file that is cut off in
+    its header names no series: if it was the first or the last slice, the rest still makes a volume.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about values that aren't as the standard wants them
+        return group_series(folder, dicom_files(folder))
+
+
+def group_series(folder: Path, files: Sequence[Path]) -> FoundSeries:
+    """Return what `find_series` does of the DICOM files of a folder."""
+    found = FoundSeries()
+    slices: dict[str, list[Slice]] = {}
+    others: Counter[str] = Counter()
+    for file in files:
+        try:
+            header = read_header(file)
+            other = other_kind(file, header)
+        except BadInput as error:
+            found.faults.append(str(error))
+            continue
+        if other:
+            others[other] += 1
+        else:
+            slices.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((file, header))
+    for uid, of_series in slices.items():
+        try:
+            found.series.append(make_series(uid, of_series))
+        except BadInput as error:
+            found.faults.append(str(error))
+        except Exception as error:  # pydicom raises many kinds of errors when it comes to a tag that is damaged
+            what = BadInput(f"{of_series[0][0]}: its series has tags that make no sense ({error}). Export it again.")
+            found.faults.append(str(what))
+    found.skipped = [f"{folder}: {number} x {kind}: passed over." for kind, number in sorted(others.items())]
+    return found
+
+
+def read_header(file: Path) -> Header:
+    """Return what a DICOM file says but its pixels.
+
+    Raises:
+        BadInput: damaged.
+    """
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        for tag in KIND:
+            header.get(tag)  # which may fail: tags are read when they are asked for
+        return header
+    except Exception as error:  # pydicom raises many kinds of errors on damaged files
+        raise BadInput(f"{file}: not a readable DICOM file ({error}). Replace it or take it out.") from error
+
+
+def other_kind(file: Path, header: Header) -> str:
+    """Return what a DICOM file is if it is no slice of a series, or nothing.
+
+    Raises:
+        BadInput: it holds many slices, or is cut off.
+    """
+    kind = str(header.get("SOPClassUID", ""))
+    if not kind:
+        raise BadInput(f"{file}: not a readable DICOM file (it is cut off). Replace it or take it out.")
+    if kind.startswith(MULTI_FRAME) and "Spectroscopy" not in kind:
+        raise BadInput(
+            f"{file}: is a multi-frame (Enhanced) image, which isn't read. "
+            "Convert it to NIfTI or to single slices first, with dcm2niix or emf2sf."
+        )
+    if kind not in IMAGES:
+        return str(header.get("Modality", "")) or pydicom.uid.UID(kind).name or "unknown"
+    return "localizer" if "LOCALIZER" in (header.get("ImageType") or []) else ""
+
+
+def make_series(uid: str, slices: Sequence[Slice]) -> DicomSeries:
+    """Return the series that slices make, sorted and checked; see `find_series`.
+
+    Raises:
+        BadInput: they make no volume.
+    """
+    for file, header in slices:
+        require_tags(file, header)
+        require_decoder(file, header)
+    require_alike(slices)
+    x_axis, y_axis = plane_axes(slices[0][1])
+    normal = np.cross(x_axis, y_axis)
+    ordered = sorted(slices, key=lambda one: float(position(one[1]) @ normal))
+    kept = without_duplicates(ordered, normal)
+    if len(kept) < 2:
+        raise BadInput(f"{kept[0][0]}: its series has one slice, which makes no volume. Give the whole series.")
+    step = even_step(kept, normal)
+    row_mm, column_mm = (float(value) for value in kept[0][1].PixelSpacing)  # between rows first
+    affine = np.eye(4)
+    affine[:3] = np.stack([x_axis * column_mm, y_axis * row_mm, step, position(kept[0][1])], axis=1)
+    files, headers = zip(*kept, strict=True)
+    notes = []
+    if len(kept) < len(slices):
+        notes.append(f"{files[0].parent}: {len(slices) - len(kept)} slices are there twice and the same: dropped.")
+    sideways_mm = float(np.linalg.norm(step - normal * (step @ normal)))
+    if sideways_mm > WORTH_A_WORD_MM:
+        degrees = np.degrees(np.arctan2(sideways_mm, step @ normal))
+        notes.append(f"{files[0].parent}: gantry tilt of {degrees:.1f} degrees: the NIfTI files' axes are oblique.")
+    return DicomSeries(uid, files, headers, LPS_TO_RAS @ affine, tuple(notes))

@@ -1,0 +1,213 @@
+"""What did the committee think of every sample that it was shown?"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import pyarrow as pa
+import torch
+from ignite.engine import Events
+from monai.engines.utils import IterationEvents
+from monai.utils import string_list_all_gather
+from torch import Tensor
+
+from ..data.slice_store import case_names
+from ..runtime.atomic_files import write_whole
+from ..runtime.errors import BadInput
+
+FILE = "losses.arrow"
+ABOUT = b"cyclic_committee"  # the key of the schema's metadata
+COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
+END = 8  # bytes that end a stream; ours has no end, since it grows
+DAMAGED = (pa.ArrowException, OSError, EOFError)  # what pyarrow raises on bytes that are no stream, or only a part
+
+
+class LossRecord:
+    """Write what the members thought of each sample to `losses.arrow`: a handler for the trainer.
+
+    The file is an Arrow IPC stream that grows by one record batch an epoch. A row is a sample:
+
+    - `epoch` and `iteration`, from 1, `case` and `slice`;
+    - `losses`: each member's cross entropy before the update, `(members,)` float32;
+    - `kept`: whether each member learned from the sample, `(members,)` bool;
+    - `labelled`, `expected`, `agreed`: how many pixels of the patch, as augmented, are of each class by the label, by
+      the committee (the class of the highest mean probability, before the update), and by both, `(classes,)` int32.
+
+    It stands before SaveTraining, so that the file never lacks an epoch that a checkpoint has. A training that goes on
+    drops the epochs that it trains again. Several processes put together what each has seen; the first one writes.
+
+    Args:
+        output_dir: where the file goes.
+        resume: whether a training goes on; else an earlier file is replaced.
+        data: the training cases, `{"image": ..., "label": ...}`: where the audit's pictures come from.
+        labels: label id -> name.
+        orientation: along whose last axis slices are counted.
+
+    Raises:
+        BadInput: a training goes on, and the file is of other members or classes, or no such file at all.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        *,
+        resume: bool = False,
+        data: Sequence[Mapping[str, Any]] = (),
+        labels: Mapping[Any, str] | None = None,
+        orientation: str = "RAS",
+    ) -> None:
+        self.path = Path(output_dir) / FILE
+        self.resume = resume
+        self.data = data
+        self.labels = labels or {}
+        self.orientation = orientation
+        self.areas = torch.zeros(0)
+        self.rows: list[tuple[int, Any, Tensor]] = []  # iteration, choice, areas
+
+    def attach(self, engine: Any) -> None:
+        """Look at every iteration, write at every epoch's end."""
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self.rows.clear())
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.forward_completed)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def started(self, engine: Any) -> None:
+        """Keep the epochs of the training that goes on; without one, nothing."""
+        if idist.get_rank() != 0 or not self.path.is_file():
+            return
+        batches = read_batches(self.path) if self.resume else []
+        kept = [batch for batch in batches if batch["epoch"][0].as_py() <= engine.state.epoch]
+        if kept:
+            write_whole(self.path, as_stream(kept, kept[0].schema))
+        else:
+            self.path.unlink()
+
+    def forward_completed(self, engine: Any) -> None:
+        """Sum up the areas now: when the iteration has ended, MONAI has taken its output apart."""
+        self.areas = class_areas(engine.state.output["pred"], engine.state.output["label"])
+
+    def iteration_completed(self, engine: Any) -> None:
+        """Keep what the iteration has shown."""
+        self.rows.append((engine.state.iteration, engine.state.choice, self.areas))
+
+    def epoch_completed(self, engine: Any) -> None:
+        """Append the epoch's samples, of all processes."""
+        own = as_batch(self.rows, epoch=engine.state.epoch)
+        texts = string_list_all_gather([base64.b85encode(as_stream([own], own.schema)).decode()])
+        if idist.get_rank() != 0:
+            return
+        of_ranks = [batch for text in texts for batch in pa.ipc.open_stream(base64.b85decode(text))]
+        [rows] = pa.Table.from_batches(of_ranks).unify_dictionaries().combine_chunks().to_batches()
+        append(rows, self.path, about=self.about())
+
+    def about(self) -> dict[str, Any]:
+        """Return what the audit must know besides: the cases' files, by name, the labels, the orientation."""
+        cases = {name: dict(case) for name, case in zip(case_names(self.data), self.data, strict=True)}
+        return {"cases": cases, "labels": {str(k): v for k, v in self.labels.items()}, "orientation": self.orientation}
+
+
+def class_areas(pred: Tensor, label: Tensor) -> Tensor:
+    """Return of each class the pixels labelled, expected, and agreed: `(samples, 3, classes)` int64.
+
+    Args:
+        pred: the committee's mean probability, `(samples, classes, height, width)`.
+        label: class ids, `(samples, 1, height, width)`.
+    """
+    best = pred.amax(dim=1)  # quicker than argmax, whose classes are far apart in memory; two may share it, rarely
+    areas = []
+    for k in range(pred.shape[1]):
+        labelled, expected = label[:, 0] == k, pred[:, k] == best
+        areas.append([of.flatten(1).count_nonzero(dim=1) for of in (labelled, expected, labelled & expected)])
+    return torch.stack([torch.stack(of_class, dim=1) for of_class in areas], dim=2)
+
+
+def as_batch(rows: Sequence[tuple[int, Any, Tensor]], *, epoch: int) -> pa.RecordBatch:
+    """Return an epoch's rows of `LossRecord`: an iteration's number, its `trainer.Choice` and its areas each."""
+    samples = [sample for _, choice, _ in rows for sample in choice.samples]
+    iterations = [iteration for iteration, choice, _ in rows for _ in choice.samples]
+    areas = torch.cat([areas for _, _, areas in rows]).to("cpu", torch.int32).numpy()  # (samples, 3, classes)
+    columns = {
+        "epoch": pa.array(np.full(len(samples), epoch, np.int32)),
+        "iteration": pa.array(np.array(iterations, np.int32)),
+        "case": pa.array([case for case, _ in samples], pa.string()).dictionary_encode(),
+        "slice": pa.array(np.array([index for _, index in samples], np.int32)),
+        "losses": lists(torch.cat([choice.losses.float() for _, choice, _ in rows], dim=1).T.numpy()),
+        "kept": lists(torch.cat([choice.kept for _, choice, _ in rows], dim=1).T.numpy()),
+        **{name: lists(areas[:, k]) for k, name in enumerate(("labelled", "expected", "agreed"))},
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def lists(values: np.ndarray) -> pa.Array:
+    """Return `(rows, n)` as lists of n."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+
+
+def as_stream(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> bytes:
+    """Return an Arrow IPC stream without its end."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema, options=COMPRESSED) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    found: bytes = sink.getvalue().to_pybytes()[:-END]
+    return found
+
+
+def append(batch: pa.RecordBatch, path: Path, *, about: Mapping[str, Any]) -> None:
+    """Append a batch to a file, or begin it.
+
+    Raises:
+        BadInput: the file has other columns.
+    """
+    if not path.is_file():
+        schema = batch.schema.with_metadata({ABOUT: json.dumps(about).encode()})
+        write_whole(path, as_stream([batch.replace_schema_metadata(schema.metadata)], schema))
+        return
+    with path.open("rb") as file:
+        schema = pa.ipc.open_stream(file).schema
+    if schema != batch.schema:  # metadata don't count
+        raise BadInput(f"{path}: is of another training, with other members or classes. Move it away.")
+    head = len(as_stream([], batch.schema))
+    with path.open("ab") as file:
+        file.write(as_stream([batch], batch.schema)[head:])
+
+
+def read_batches(path: Path) -> list[pa.RecordBatch]:
+    """Return a file's batches; the last one is left out if the process was killed while it wrote it.
+
+    Raises:
+        BadInput: no such file, or not one of `LossRecord`.
+    """
+    batches: list[pa.RecordBatch] = []
+    try:
+        with path.open("rb") as file:
+            stream = pa.ipc.open_stream(file)
+            if ABOUT not in (stream.schema.metadata or {}):
+                raise EOFError("it is no record of losses")
+            with suppress(*DAMAGED):
+                batches.extend(stream)  # which takes all that comes before the damage
+    except DAMAGED as error:
+        raise BadInput(f"{path}: can't be read ({error}). Give the output folder of a training.") from error
+    return batches
+
+
+def read_losses(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """Return what `LossRecord` wrote: its rows, and `cases` (name -> files), `labels` and `orientation`.
+
+    Raises:
+        BadInput: see `read_batches`; no epoch has ended yet.
+    """
+    batches = read_batches(path)
+    if not batches:
+        raise BadInput(f"{path}: holds no whole epoch. Train on with --resume true.")
+    table = pa.Table.from_batches(batches).unify_dictionaries()
+    return table, json.loads(table.schema.metadata[ABOUT])

@@ -1,0 +1,1 @@
+"""From a volume and weights to a label map."""

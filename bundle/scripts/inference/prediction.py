@@ -1,0 +1,185 @@
+"""What does `cyclic-committee predict` do with the files that it is given?"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+
+from ..data.volumes import first_file, open_image
+from ..dicom.codes import organ_code
+from ..dicom.segmentation import write_segmentation
+from ..dicom.series import DicomSeries
+from ..handlers.label_map_writer import write_label_file
+from ..runtime.atomic_files import unfinished_path
+from ..runtime.bundle_paths import bundle_root, find_config
+from ..runtime.errors import BadInput, find_bad_input
+from .disagreement import FULL_SCALE, EachVoter
+from .prediction_inputs import Volume, find_volumes, require_folder, require_source
+from .predictor import Predictor
+
+
+def predict_command(
+    source: str | Path,
+    *,
+    out: str | Path,
+    bundle: str | Path | None = None,
+    overlays: Sequence[str] = (),
+    ckpt_path: str | Path | None = None,
+    disagreement: bool = False,
+    probabilities: bool = False,
+    **values: Any,
+) -> None:
+    """Label NIfTI files and DICOM series, and say of each what happened.
+
+    Outputs lie in `out` as the inputs lie in `source`. NAME is a NIfTI file's name, and for DICOM that of the series'
+    folder, or its SeriesInstanceUID where a folder holds several.
+
+    - NAME.nii.gz: the label map, uint8, on the image's grid. A series' grid is its columns, rows, and slices along
+      their normal.
+    - NAME.dcm: for a series, the same as a DICOM segmentation; none if there is no label in it.
+    - NAME_disagreement.nii.gz: how much the members disagree, 0 to 1, in 255ths; see `disagreement.disagreement`.
+    - NAME_probabilities.nii.gz: float32, the fourth dimension is the background and the labels in rising order.
+
+    All that can be is checked before the first volume is labelled. A volume that can't be read, or labelled, is named,
+    and the others are labelled. A file appears whole or not at all; files of the same names are replaced.
+
+    Args:
+        source: a NIfTI file, a folder of NIfTI files, a data set, a DICOM series' folder, or a folder of any of these.
+        out: a folder.
+        bundle: see `Predictor.from_config`, as for all below but the maps.
+        overlays: configurations.
+        ckpt_path: the weights.
+        disagreement: write the disagreement, too.
+        probabilities: write the probabilities, too: twice the work.
+        values: keys of the configuration.
+
+    Raises:
+        BadInput: nothing there to label, no weights, a missing package; at the end, if a volume wasn't labelled.
+    """
+    source, out = Path(source), Path(out)
+    require_source(source)
+    require_folder(out, source)
+    predictor = Predictor.from_config(bundle=bundle, overlays=overlays, ckpt_path=ckpt_path, **values)
+    if disagreement:
+        EachVoter(predictor.network)  # type: ignore[arg-type]  # raises if nobody is there to disagree
+    labels = labels_of(bundle, overlays, values)
+    metadata = json.loads(Path(bundle or bundle_root(), "configs", "metadata.json").read_text())
+    volumes, faults = find_volumes(source, out=out, channels=len(predictor.inferer.normalise))
+    for note in notes_on_series([volume.series for volume in volumes if volume.series], labels, metadata):
+        print(f"note: {note}")
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    failures = len(faults)
+    for volume in volumes:
+        try:
+            maps = {"disagreement": disagreement, "probabilities": probabilities}
+            written = label_volume(volume, predictor, labels, metadata, **maps)
+            print(f"{volume.out.name}: {'; '.join(written)}", flush=True)
+        except Exception as error:
+            bad_input = find_bad_input(error)
+            if bad_input is None:
+                raise
+            failures += 1
+            print(f"error: {bad_input}", file=sys.stderr)
+    if failures:
+        total = len(volumes) + len(faults)
+        raise BadInput(f"{source}: {failures} of {total} weren't labelled, see above. Mend them, or take them out.")
+
+
+def labels_of(bundle: str | Path | None, overlays: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels, id -> name, of the configuration that `Predictor.from_config` makes of the same arguments."""
+    config = find_config("inference.yaml" if bundle is None else f"{bundle}/configs/inference.yaml")
+    parser = ConfigParser()
+    parser.read_config([str(config), *(str(find_config(name)) for name in overlays)])
+    parser.update(dict(values))
+    return dict(parser.get_parsed_content("labels"))
+
+
+def notes_on_series(
+    found: Sequence[DicomSeries], labels: Mapping[str, str], metadata: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield what a user should know of series that are labelled."""
+    meant = metadata["network_data_format"]["inputs"]["image"]["modality"]
+    for series in found:
+        yield from series.notes
+        modality = series.headers[0].get("Modality") or meant
+        if modality != meant:
+            yield f"{series.folder}: is {modality}, but the bundle's metadata say that it is for {meant}."
+    private = [name for name in labels.values() if found and not organ_code(name).known]
+    if private:
+        yield f"no SNOMED code is known for {', '.join(private)}: DICOM segmentations have a private code."
+
+
+def label_volume(
+    volume: Volume,
+    predictor: Predictor,
+    labels: Mapping[str, str],
+    metadata: Mapping[str, Any],
+    *,
+    disagreement: bool,
+    probabilities: bool,
+) -> list[str]:
+    """Label one volume, write its outputs, and return what there is to say of them.
+
+    Raises:
+        BadInput: it can't be read or labelled, or an output can't be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        series = volume.series
+        image = volume.image if series is None else series.write_nifti(Path(folder, "series.nii"))
+        source = first_file(image)
+        said = predictor.predict_opinions(image) if disagreement else predictor.on_own_grid(image, predictor.label)
+        label_map = said[0].cpu().numpy()
+        written = [write_label_file(label_map, source, volume.ending(".nii.gz"))]
+        if series is not None:
+            about = {"algorithm": metadata["name"], "version": metadata["version"]}
+            segmentation = write_segmentation(label_map, series, labels, volume.ending(".dcm"), **about)
+            written += [] if segmentation is None else [segmentation]
+        if disagreement:
+            apart = said[-1].cpu().numpy()
+            written.append(write_map(apart, source, volume.ending("_disagreement.nii.gz"), slope=1 / FULL_SCALE))
+        if probabilities:
+            shares = torch.as_tensor(predictor.predict_probabilities(image)).cpu().numpy()
+            written.append(write_map(np.moveaxis(shares, 0, -1), source, volume.ending("_probabilities.nii.gz")))
+    present = [name for label, name in labels.items() if (label_map == int(label)).any()]
+    nothing = "nothing found" if series is None else "nothing found, so there is no DICOM segmentation"
+    return [", ".join(present) or nothing, ", ".join(map(str, written))]
+
+
+def write_map(voxels: np.ndarray, image_path: str | Path, path: Path, *, slope: float = 1.0) -> Path:
+    """Write numbers `(x, y, z)` or `(x, y, z, channels)` to a NIfTI file on an image's grid, whole or not at all.
+
+    Args:
+        voxels: as they are stored.
+        image_path: the image.
+        path: of the file.
+        slope: what the file says that they are to be multiplied with.
+
+    Raises:
+        BadInput: can't be written.
+    """
+    image = open_image(image_path)[0]
+    header: Any = image.header.copy()
+    header.set_data_dtype(voxels.dtype)
+    header["cal_min"], header["cal_max"] = 0, 1
+    unfinished = unfinished_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made: Any = type(image)(voxels, image.affine, header)
+        made.header.set_slope_inter(slope, 0)
+        nib.save(made, unfinished)
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise BadInput(f"{path}: can't be written ({error}). Make room, or choose another --out.") from error
+    return path

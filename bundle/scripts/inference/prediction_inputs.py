@@ -1,0 +1,130 @@
+"""What is there to label, and under which names do the answers go?"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.cases import find_images
+from ..data.layouts import FOLDERS
+from ..data.volumes import SUFFIXES, Files, case_name, first_file, open_image
+from ..dicom.series import DicomSeries, FoundSeries, find_series, is_dicom
+from ..runtime.errors import BadInput
+
+DICOM_PACKAGES = ("pydicom", "highdicom")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One thing to label.
+
+    Attributes:
+        out: its outputs without their endings, such as OUT/NAME.
+        image: NIfTI files; none for a series.
+        series: of DICOM files.
+    """
+
+    out: Path
+    image: Files = ()
+    series: DicomSeries | None = None
+
+    def ending(self, ending: str) -> Path:
+        """Return one of its outputs."""
+        return self.out.with_name(self.out.name + ending)
+
+
+def find_volumes(source: Path, *, out: Path, channels: int) -> tuple[list[Volume], list[str]]:
+    """Return what there is to label, and what is there but can't be, in a line each.
+
+    Raises:
+        BadInput: nothing at all; two would be labelled into one file.
+    """
+    volumes: list[Volume] = []
+    faults: list[str] = []
+    for place, image in nifti_images(source, out=out, channels=channels, faults=faults):
+        volume = Volume(out / place / case_name(first_file(image)), image=image)
+        try:
+            open_image(image)
+            volumes.append(volume)
+        except BadInput as error:
+            faults.append(str(error))
+    found = find_series(source) if any_dicom(source) else FoundSeries()
+    faults += found.faults
+    for skipped in found.skipped:
+        print(f"note: {skipped}")
+    for series in found.series:
+        if channels > 1:
+            faults.append(f"{series.folder}: a DICOM series is one channel, of {channels}. Convert it to NIfTI.")
+            continue
+        several = sum(other.folder == series.folder for other in found.series) > 1
+        name = series.uid if several else series.folder.resolve().name
+        inside = series.folder.relative_to(source)
+        parent = out / (inside if several else inside.parent)
+        taken = any(volume.out == parent / name for volume in volumes)
+        volumes.append(Volume(parent / (series.uid if taken else name), series=series))
+    if not volumes and not faults:
+        raise BadInput(f"{source}: holds neither NIfTI files nor a CT or MR series. Check the path.")
+    require_different_outputs(volumes)
+    return volumes, faults
+
+
+def require_source(source: Path) -> None:
+    """Raise `BadInput` unless there is something, and the packages to read it."""
+    if not source.exists():
+        raise BadInput(f"{source}: no such file or folder. Check the path.")
+    if source.is_file() and is_dicom(source):
+        raise BadInput(f"{source}: is one DICOM file. Give the folder of its series.")
+    missing = [name for name in DICOM_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing and any_dicom(source):
+        raise BadInput(
+            f"{source}: holds DICOM files, which need {', '.join(missing)}. "
+            f"Install with: pip install {' '.join(DICOM_PACKAGES)}"
+        )
+
+
+def require_folder(out: Path, source: Path) -> None:
+    """Make the folder of the outputs, or raise `BadInput`, also if it is the images' own."""
+    if out.resolve() in (source.resolve(), source.resolve().parent if source.is_file() else None):
+        raise BadInput(f"{out}: holds what is to be labelled. Choose another folder with --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{out}: no such folder can be made ({error.strerror}). Choose another --out.") from error
+
+
+def any_dicom(folder: Path) -> bool:
+    """Return whether there is a DICOM file in a folder or the folders in it."""
+    return any(is_dicom(Path(place, name)) for place, _, names in os.walk(folder) for name in names)
+
+
+def nifti_images(source: Path, *, out: Path, channels: int, faults: list[str]) -> Iterator[tuple[Path, Files]]:
+    """Yield the NIfTI images of a file, of a data set or of folders in folders, each with its folder in `source`."""
+    if source.is_file() or any((source / images).is_dir() for images, _ in FOLDERS.values()):
+        folders = [source]
+    else:  # what was labelled before, and lies in it, isn't labelled again
+        before = out.resolve() if source.resolve() in out.resolve().parents else None
+        holding = [Path(place) for place, _, names in os.walk(source) if any(is_nifti(name) for name in names)]
+        folders = sorted(folder for folder in holding if before not in (folder.resolve(), *folder.resolve().parents))
+    for folder in folders:
+        images = find_images(str(folder), channels=channels)
+        if images.problem:
+            faults.append(images.problem)
+        for image in images:
+            yield Path() if source.is_file() else folder.relative_to(source), image["image"]
+
+
+def is_nifti(name: str) -> bool:
+    """Return whether a file's name is that of a NIfTI file that isn't hidden."""
+    return name.endswith(SUFFIXES) and not name.startswith(".")
+
+
+def require_different_outputs(volumes: Sequence[Volume]) -> None:
+    """Raise `BadInput` if two volumes would be labelled into one file."""
+    seen: set[Path] = set()
+    for volume in volumes:
+        if volume.out in seen:
+            raise BadInput(f"{volume.out}: two inputs would be labelled into this one file. Rename one of them.")
+        seen.add(volume.out)

@@ -1,0 +1,1 @@
+"""The members, the committee, and what they compute with."""

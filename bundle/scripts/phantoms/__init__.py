@@ -1,0 +1,1 @@
+"""CTs that nobody was scanned for, and labels that are wrong in a known way."""

@@ -1,0 +1,49 @@
+"""Where does this bundle lie, and how does it get elsewhere?"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from .errors import BadInput
+
+FILES_OF_USE = ("__pycache__", "*.pt", ".unfinished-*")
+FOLDERS_OF_USE = {"data", "output", "predictions", "evaluation"}  # beside `scripts`, which has a room `data`
+
+
+def bundle_root() -> str:
+    """Return the folder that holds `configs`, `scripts` and `models`, wherever the bundle was copied to."""
+    return str(Path(__file__).resolve().parents[2])
+
+
+def copy_bundle(folder: Path) -> None:
+    """Copy the bundle to a new folder, without what was made by using it.
+
+    Raises:
+        BadInput: the folder exists.
+    """
+    if folder.exists():
+        raise BadInput(f"{folder}: exists already. Choose a new folder.")
+    copy_without_use(Path(bundle_root()), folder)
+
+
+def copy_without_use(bundle: Path, folder: Path) -> None:
+    """Copy a bundle to a folder that doesn't exist, without what was made by using it."""
+    everywhere = shutil.ignore_patterns(*FILES_OF_USE)
+
+    def made_by_use(place: str, names: list[str]) -> set[str]:
+        return everywhere(place, names) | (FOLDERS_OF_USE & set(names) if Path(place) == bundle else set())
+
+    shutil.copytree(bundle, folder, ignore=made_by_use)
+
+
+def find_config(name: str) -> Path:
+    """Return a configuration file by its path, or by its name in the bundle's configs.
+
+    Raises:
+        BadInput: there is none.
+    """
+    for path in (Path(name), Path(bundle_root(), "configs", name)):
+        if path.is_file():
+            return path
+    raise BadInput(f"{name}: no such configuration file, neither here nor in the bundle's configs. Check the path.")

@@ -1,0 +1,210 @@
+"""What happens in one training iteration?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import Trainer
+from monai.engines.utils import IterationEvents
+from monai.inferers import Inferer, SimpleInferer
+from torch import Tensor, nn
+
+from ..autograd.forward import Forward, OneForward, Passes
+from ..autograd.traced import Rows
+from ..networks.committee import Committee
+from ..networks.precision import autocast
+from ..runtime.errors import BadInput
+from .distributed import EachRankChooses, Ranks
+from .loss import cross_entropy_per_sample
+from .selection import Rule
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the committee chose in one iteration: `engine.state.choice`, on the CPU."""
+
+    losses: Tensor  # (members, samples): each member's cross entropy, before the update
+    scores: Tensor  # (members, samples): what the rule thinks of each sample
+    kept: Tensor  # (members, samples) bool: the samples that each member learned from
+    learned: Tensor  # (members,): each member's training loss on its chosen samples
+    samples: list[tuple[str, int]]  # case and slice of each sample
+
+
+class CommitteeTrainer(Trainer):
+    """Train all members on each mini-batch, each on the samples that the rule chooses for it.
+
+    An iteration scores, selects and updates (the paper, section 2.2): every member's cross entropy on every sample is
+    taken before any update; then each member takes one optimiser step on its own samples only. How many forward passes
+    that takes is `passes`' business, and changes nothing but time and memory. Afterwards
+    `state.output` holds image, label, pred (the members' mean probability before the update) and loss (the mean of the
+    members' training losses), and `state.choice` the `Choice`.
+
+    Args:
+        network: the committee.
+        optimizer: over the parameters of all members.
+        loss_function: `loss(output, label)`; output is what a member returns in train mode.
+        select: the rule, `(members, samples)` losses to `(members, samples)` bool.
+        passes: runs a member over a mini-batch; `OneForward` by default, `TwoForwards` for less memory.
+        ranks: what the processes of one training exchange, if there are several; `EachRankChooses` by default.
+        gradient_clip: the largest norm of one member's gradients.
+        precision: "auto", "float32", "bfloat16" or "float16"; see `precision.autocast`.
+        inferer: calls a member on a batch.
+        device, max_epochs, train_data_loader, epoch_length, train_handlers: as in MONAI's `SupervisedTrainer`.
+
+    Raises:
+        BadInput: too few members for the rule; a loss that isn't finite, naming the member and the case.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable[Mapping[str, Any]],
+        network: Committee,
+        optimizer: torch.optim.Optimizer,
+        loss_function: nn.Module,
+        select: Rule,
+        passes: Passes | None = None,
+        ranks: Ranks | None = None,
+        gradient_clip: float = 12.0,
+        precision: str = "auto",
+        epoch_length: int | None = None,
+        inferer: Inferer | None = None,
+        train_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            epoch_length=epoch_length,
+            handlers=train_handlers,
+        )
+        if len(network.members) < select.min_members:
+            raise BadInput(
+                f"network_def has {len(network.members)} members, but {type(select).__name__} needs "
+                f"{select.min_members} or more: add members or choose another rule with select."
+            )
+        self.network = network
+        self.optimizer = optimizer
+        self.loss_function = loss_function
+        self.select = select
+        self.passes = passes or OneForward()
+        self.ranks = ranks or EachRankChooses()
+        self.gradient_clip = gradient_clip
+        self.inferer = inferer or SimpleInferer()
+        self.gradients: dict[nn.Parameter, Tensor] = {}  # the memory of each, for all iterations
+        self.autocast = autocast(self.state.device, precision)
+        self.grad_scaler = torch.amp.GradScaler(
+            self.state.device.type, enabled=self.autocast.fast_dtype == torch.float16
+        )
+        sampler: Any = getattr(train_data_loader, "batch_sampler", None)
+        self.add_event_handler(Events.EPOCH_STARTED, lambda engine: self.ranks.agree(self.network, engine.state.epoch))
+        if hasattr(sampler, "set_epoch"):
+            self.add_event_handler(Events.EPOCH_STARTED, lambda engine: sampler.set_epoch(engine.state.epoch - 1))
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Tensor]:
+        image, label = self.prepare_batch(batchdata, engine.state.device, self.non_blocking)
+        samples = list(zip(batchdata["case"], (int(i) for i in batchdata["slice"]), strict=True))
+        self.network.train()
+
+        if not self.gradients:  # before any result of the networks
+            self.gradients = {parameter: torch.empty_like(parameter) for parameter in self.network.parameters()}
+        forwards = self.forward(image)
+        losses, probability = score([forward.logits for forward in forwards], label)
+        engine.state.output = {"image": image, "label": label, "pred": probability}
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        rule = self.select.at_epoch(engine.state.epoch - 1)
+        scores, kept = self.ranks.choose(rule, losses)  # (members, samples), on the CPU
+        losses = losses.cpu()
+        require_finite(losses, samples)
+
+        learned = self.learn(forwards, label, kept)
+        self.network.iterations_trained += 1  # type: ignore[operator, assignment]  # a buffer
+        require_finite(learned[:, None], samples)
+
+        engine.state.choice = Choice(losses, scores, kept, learned.cpu(), samples)
+        engine.state.output["loss"] = learned.mean()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        found: dict[str, Tensor] = engine.state.output
+        return found
+
+    def forward(self, image: Tensor) -> list[Forward]:
+        """Run every member on all samples."""
+        forwards = []
+        with self.passes.places(len(self.network.members), image.device) as places:
+            for member, place in zip(self.network.members, places, strict=True):
+                with place:
+                    forwards.append(self.passes(member, image, inferer=self.inferer, autocast=self.autocast))
+        return forwards
+
+    def learn(self, forwards: Sequence[Forward], label: Tensor, kept: Tensor) -> Tensor:
+        """Take one optimiser step of every member on its chosen samples; return the losses, `(members,)`."""
+        self.optimizer.zero_grad(set_to_none=True)  # None, not 0: momentum must not move a member without gradients
+        learned: list[Tensor] = []
+        averages = []
+        with self.passes.places(len(forwards), label.device) as places:
+            for member, forward, chosen, place in zip(self.network.members, forwards, kept, places, strict=True):
+                samples = chosen.nonzero()[:, 0].tolist()
+                count = len(samples)
+                rows = Rows.of(samples or [0])  # of several processes, one may have none: gradients of 0 then
+
+                def scaled_loss(output: Any, chosen_label: Tensor = label[rows.order], n: int = count) -> Tensor:
+                    heads = [head[:n] for head in ([output] if isinstance(output, Tensor) else output)]
+                    loss = self.loss_function(heads if len(heads) > 1 else heads[0], chosen_label[:n])
+                    learned.append(loss.detach())
+                    found: Tensor = self.grad_scaler.scale(loss)
+                    return found
+
+                with place:
+                    forward.backward(rows, scaled_loss)
+                    self.keep_gradients(member)
+                    averages.append(self.ranks.average(member, count))
+            for finish in averages:
+                finish()
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self.grad_scaler.unscale_(self.optimizer)
+        for member in self.network.members:
+            nn.utils.clip_grad_norm_(member.parameters(), self.gradient_clip)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        return torch.stack(learned)
+
+    @torch.no_grad()
+    def keep_gradients(self, member: nn.Module) -> None:
+        """Move a member's gradients to where they were in the last iteration.
+
+        Wherever there was room for them, they would stay until the next iteration amid memory that is freed meanwhile.
+        What is left between them is too small for the networks' results, and a CPU's memory grew by a tenth to a half.
+        """
+        for parameter in member.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self.gradients[parameter].copy_(parameter.grad)
+
+
+@torch.no_grad()
+def score(logits: Sequence[Tensor], label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every member's cross entropy on every sample, `(members, samples)`, and the mean probability."""
+    losses, probability = [], torch.zeros(())
+    for of_member in logits:
+        wide = of_member.float().contiguous()
+        losses.append(cross_entropy_per_sample(wide, label))
+        probability = probability.to(wide.device) + wide.softmax(dim=1) / len(logits)
+    return torch.stack(losses), probability
+
+
+def require_finite(losses: Tensor, samples: Sequence[tuple[str, int]]) -> None:
+    """Raise on the first loss that isn't finite: `(members, samples)`, or `(members, 1)` for the whole batch."""
+    if bool(torch.isfinite(losses).all()):
+        return
+    member, sample = (~torch.isfinite(losses)).nonzero()[0].tolist()
+    named = samples if losses.shape[1] == 1 else samples[sample : sample + 1]
+    where = ", ".join(f"slice {index} of case {case}" for case, index in named)
+    raise BadInput(
+        f"The loss of member {member} is {losses[member, sample].item()} on {where}: look at the case, or lower "
+        "learning_rate or set precision float32, and continue with --resume true."
+    )

@@ -1,0 +1,1 @@
+"""What is done to a slice's pixels: normalised, resampled, oriented, augmented."""

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+from conftest import BUNDLE, CONFIGS
+from terminal import TINY_DEMO, type_in
+
+from cyclic_committee.scripts.estimate.model_size import committee_from, count_macs, size_table
+from cyclic_committee.scripts.experiments import demo
+from cyclic_committee.scripts.networks.unet import UNet2d
+from cyclic_committee.scripts.phantoms.data_set import write_phantoms
+from cyclic_committee.scripts.runtime.errors import BadInput
+
+
+def test_parameters_of_the_default_are_the_papers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(monkeypatch, "parameters")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in lines[1:4]] == ["41,268,192"] * 3
+    assert lines[4].split()[:4] == ["committee", "of", "3", "123,804,576"]
+    assert "1 x 512 x 512" in lines[0]
+
+
+def test_parameters_of_any_configuration(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    type_in(monkeypatch, "parameters", str(CONFIGS / "train.yaml"), str(CONFIGS / "variants" / "mixed.yaml"))
+    out = capsys.readouterr().out
+    for name in ("UNet", "SegResNet", "AttentionUnet", "committee of 3"):
+        assert name in out
+
+
+def test_macs_are_those_of_the_convolutions() -> None:
+    network = UNet2d(in_channels=1, out_channels=3, features=[4, 8])
+    by_hand = (
+        16 * 16 * 9 * (1 * 4 + 4 * 4)  # first stage
+        + 8 * 8 * 9 * (4 * 8 + 8 * 8)  # second stage
+        + 8 * 8 * 4 * 8 * 4  # transposed convolution: each input pixel to 2 x 2
+        + 16 * 16 * 9 * (8 * 4 + 4 * 4)  # decoder
+        + 16 * 16 * 4 * 3  # head
+    )
+    assert count_macs(network, [1, 1, 16, 16]) == by_hand
+
+
+def test_the_size_of_a_committee_is_that_of_its_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CONFIGS.parent))
+    table = size_table(*committee_from([str(CONFIGS / "train.yaml"), str(CONFIGS / "variants" / "small.yaml")]))
+    numbers = [int(line.split()[-2].replace(",", "")) for line in table.splitlines()[1:]]
+    assert sum(numbers[:3]) == numbers[3]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["parameters", "gone.yaml"], "error: gone.yaml: no such file."),
+        (["evaluate", "gone", "also_gone", "--out", "scores.csv"], "gone: no such"),
+        (["evaluate", "a", "b", "--out", "scores.csv", "--labels", "liver"], "labels must be ids with names"),
+        (["bundle", "."], "exists already"),
+        (["predict", "gone", "--out", "labels"], "error: gone: no such file or folder."),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        type_in(monkeypatch, *words)
+    assert caught.value.code == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_folders_are_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for case in write_phantoms(tmp_path / "data", cases=2):
+        label = nib.load(case["label"])
+        voxels = np.roll(np.asanyarray(label.dataobj), 1, axis=0)
+        (tmp_path / "predictions").mkdir(exist_ok=True)
+        nib.save(
+            nib.Nifti1Image(voxels, label.affine, label.header), tmp_path / "predictions" / Path(case["label"]).name
+        )
+    references, out = tmp_path / "data" / "TrainingMask", tmp_path / "scores.csv"
+    type_in(monkeypatch, "evaluate", str(tmp_path / "predictions"), str(references), "--out", str(out))
+    lines = out.read_text().splitlines()
+    assert lines[0] == "case,label,organ,dsc,nsd"
+    assert len(lines) == 1 + 2 * 4
+    assert (tmp_path / "scores.json").is_file()
+    assert "pancreas" in capsys.readouterr().out
+
+
+def test_a_copied_bundle_has_all_but_what_was_made_by_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    type_in(monkeypatch, "bundle", str(tmp_path / "mine"))
+    files = {str(path.relative_to(tmp_path / "mine")) for path in (tmp_path / "mine").rglob("*") if path.is_file()}
+    assert {"LICENSE", "configs/train.yaml", "configs/variants/small.yaml", "scripts/report/page.html"} <= files
+    assert {str(path.relative_to(BUNDLE)) for path in (BUNDLE / "scripts").rglob("*.py")} <= files
+    assert not [name for name in files if name.endswith((".pt", ".pyc"))]
+
+
+def test_the_demo_goes_from_nothing_to_a_table(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "TRAINING_CASES", 3)
+    monkeypatch.setattr(demo, "UNSEEN_CASES", 1)
+    monkeypatch.setattr(demo, "FOLDS", 3)
+    overlay = tmp_path / "tiny.yaml"
+    overlay.write_text(yaml.safe_dump(TINY_DEMO))
+    out = tmp_path / "demo"
+    type_in(monkeypatch, "demo", str(overlay), "--out", str(out))
+    printed, noise = capfd.readouterr()
+    for line in ("1/4", "epoch 1/1  loss", "3/4", "liver", "pancreas", "Pictures:", "Label maps:", "Tracked run:"):
+        assert line in printed
+    assert noise == ""  # no terminal listens, so no progress bars; and nothing is wrong
+    assert len(printed.splitlines()) < 25
+    assert [path.name for path in (out / "labels").iterdir()] == ["train_000_0000.nii.gz"]
+    assert (out / "evaluation" / "scores.csv").is_file()
+    assert (out / "evaluation" / "pictures" / "train_000_0000.png").is_file()
+    assert (out / "output" / "mlflow" / "mlflow.db").is_file()
+    assert (out / "bundle" / "models" / "model.pt").is_file()
+
+
+def test_the_demo_replaces_an_earlier_demo_and_nothing_else(tmp_path: Path) -> None:
+    demo.make_room(tmp_path / "demo")
+    (tmp_path / "demo" / "old").write_text("")
+    demo.make_room(tmp_path / "demo")
+    assert not (tmp_path / "demo" / "old").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("")
+    with pytest.raises(BadInput, match="mine: holds other things than an earlier demo"):
+        demo.make_room(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis").exists()
+
+
+def test_a_workflow_that_fails_stops_the_demo(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="The workflow training failed"):
+        demo.run_bundle(BUNDLE, "training", ["train.yaml"], dataset_dir=tmp_path / "nothing")
+
+
+def test_an_overlay_that_is_nowhere_is_named_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"gone\.yaml: no such configuration file"):
+        demo.run_demo(tmp_path / "demo", overlays=["gone.yaml"])
+    assert not (tmp_path / "demo").exists()
+
+
+def test_the_command_is_installed() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("cyclic-committee")), "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    for command in ("demo", "bundle", "parameters", "predict", "evaluate"):
+        assert command in done.stdout + done.stderr
