@@ -12,7 +12,7 @@ from typing import Any
 
 from monailabel.datastore.dicom import DICOMwebClientX
 
-from cyclic_committee.monai_label.archive_store import ArchiveStore
+from cyclic_committee.monai_label.stores.archive_store import ArchiveStore
 
 
 class SlowClient(DICOMwebClientX):

@@ -11,7 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cyclic_committee.monai_label.folder_store import FolderStore
+from cyclic_committee.monai_label.stores.folder_store import FolderStore
 
 IMAGES, THREADS = 20, 4
 
@@ -33,7 +33,7 @@ def use(store: FolderStore, image: Path, thread: str) -> list[str]:
 
 if __name__ == "__main__":
     studies, name = sys.argv[1:]
-    store = FolderStore(studies, extensions=["*.nii.gz"], auto_reload=True)
+    store = FolderStore(studies, labels={"1": "liver"}, extensions=["*.nii.gz"], auto_reload=True)
     print("ready", flush=True)
     sys.stdin.readline()
     names = [f"{name}{number}" for number in range(THREADS)]

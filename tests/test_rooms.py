@@ -34,16 +34,21 @@ ROOMS = {
     "report": "audit data estimate experiments handlers inference metrics runtime visualize",
     "auto3dseg": "bundles data estimate planning runtime training",
     "commands": "audit bundles data estimate experiments inference metrics phantoms planning report runtime",
-    "monai_label": "bundles data dicom handlers inference metrics runtime",
+    "guard": "data runtime",
+    "stores": "data dicom guard handlers runtime",
+    "monai_label": "bundles data dicom guard inference metrics runtime stores",
     "scripts": "auto3dseg bundles data handlers inference planning runtime",
 }
 ALLOWED = {room: set(below.split()) for room, below in ROOMS.items()}
-MOST_FILES = dict.fromkeys(ALLOWED, 12) | {
-    "training": 5,
-    "monai_label": 13,
-}  # the last lies beside `scripts`
-FILES = sorted([*(BUNDLE / "scripts").rglob("*.py"), *(BUNDLE / "monai_label").glob("*.py")])
-FOLDERS = sorted(path for path in (BUNDLE / "scripts").iterdir() if path.is_dir() and path.name != "__pycache__")
+MOST_FILES = dict.fromkeys(ALLOWED, 12) | {"training": 5}
+BESIDE = BUNDLE / "monai_label"  # beside `scripts`, with rooms of its own
+FOLDERS = sorted(
+    path
+    for home in (BUNDLE / "scripts", BESIDE)
+    for path in home.iterdir()
+    if path.is_dir() and path.name not in ("__pycache__", "stand_ins")
+)
+FILES = sorted(file for folder in (BUNDLE / "scripts", BESIDE, *FOLDERS) for file in folder.glob("*.py"))
 
 
 class Import(NamedTuple):
@@ -55,9 +60,7 @@ class Import(NamedTuple):
 
 
 def room_of(module: Path) -> str:
-    if module.parts[0] == "monai_label":
-        return "monai_label"
-    return module.parts[1] if len(module.parts) > 2 else "scripts"
+    return module.parts[1] if len(module.parts) > 2 else module.parts[0]
 
 
 def imports_of(path: Path) -> Iterator[Import]:

@@ -25,11 +25,11 @@ from monailabel.utils.others.generic import device_list
 
 from ..scripts.bundles.server_folder import MODEL, served_bundle
 from ..scripts.inference.predictor import plain_errors
-from .archive_store import ArchiveStore, archive_client
 from .disagreement import NAME, DisagreementScoring, MostDisputed
-from .folder_store import FolderStore, plain_tag
-from .parameters import InferenceOptions, parse
+from .guard.parameters import InferenceOptions, parse
 from .scores import Scores
+from .stores.archive_store import ArchiveStore, archive_client
+from .stores.folder_store import FolderStore, plain_tag
 from .training import CommitteeTraining
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import HTTPException
 from starlette.responses import Response
 
-from .archive_store import ArchiveStore
+from .stores.archive_store import ArchiveStore
 
 
 def segmentation_answer(store: Any, image_id: str, label_file: Path) -> Response:

@@ -18,8 +18,8 @@ from ..scripts.data.volumes import case_name
 from ..scripts.inference.predictor import Predictor
 from ..scripts.runtime.atomic_files import write_whole
 from ..scripts.runtime.errors import BadInput
-from .names import CODE
-from .parameters import TrainingOptions, parse
+from .guard.names import CODE
+from .guard.parameters import TrainingOptions, parse
 from .rounds import Cases, mean_dsc, replace_file, split_cases
 
 logger = logging.getLogger(__name__)

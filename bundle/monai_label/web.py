@@ -1,7 +1,7 @@
 """The label server's routes: MONAI Label's application, with some replaced and some closed.
 
-The first that fits is taken. Whatever a request says goes through `parameters.py`, and the files that it sends through
-`uploads.py`.
+The first that fits is taken. What a request says goes through `guard/parameters.py`, the files that it sends through
+`guard/uploads.py`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,20 @@ from starlette.routing import Route
 from ..scripts.bundles.server_folder import HOSTS, NO_ACCOUNTS, TOKEN, served_bundle
 from ..scripts.data.volumes import case_name
 from ..scripts.runtime.errors import BadInput
-from .access import Access
 from .app import labels_of, one_of
 from .dicomweb_proxy import refuse, serve_archive
-from .parameters import BatchOptions, InferenceOptions, Options, ScoringOptions, TrainingOptions, json_object, parse
+from .guard.access import Access
+from .guard.parameters import (
+    BatchOptions,
+    InferenceOptions,
+    Options,
+    ScoringOptions,
+    TrainingOptions,
+    json_object,
+    parse,
+)
+from .guard.uploads import received, require_image
 from .segmentation_answer import segmentation_answer
-from .uploads import received, require_image
 from .viewer_settings import serve_viewer_settings
 
 EVERY = ["GET", "HEAD", "POST", "PUT", "DELETE"]

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from cyclic_committee.monai_label.access import COOKIE, Access
+from cyclic_committee.monai_label.guard.access import COOKIE, Access
 from cyclic_committee.scripts.commands.label_server import TOKEN, access_token, host_names
 from cyclic_committee.scripts.runtime.errors import BadInput
 

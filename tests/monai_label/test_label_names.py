@@ -4,7 +4,7 @@ import pytest
 
 fastapi = pytest.importorskip("fastapi", reason="fastapi isn't installed: pip install fastapi")
 
-from cyclic_committee.monai_label.names import (  # noqa: E402
+from cyclic_committee.monai_label.guard.names import (  # noqa: E402
     require_ending,
     require_image_id,
     require_tag,

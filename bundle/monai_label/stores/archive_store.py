@@ -21,17 +21,17 @@ from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monailabel.interfaces.datastore import DefaultLabelTag
 
-from ..scripts.data.volumes import as_label_ids, open_volume, read_voxels
-from ..scripts.dicom.segmentation import on_grid_of, write_segmentation
-from ..scripts.dicom.segmentation_labels import read_segmentation
-from ..scripts.dicom.series import DicomSeries, find_series
-from ..scripts.handlers.label_map_writer import write_label_file
-from ..scripts.runtime.atomic_files import unfinished_path
-from ..scripts.runtime.errors import BadInput
+from ...scripts.data.volumes import as_label_ids, open_volume, read_voxels
+from ...scripts.dicom.segmentation import on_grid_of, write_segmentation
+from ...scripts.dicom.segmentation_labels import read_segmentation
+from ...scripts.dicom.series import DicomSeries, find_series
+from ...scripts.handlers.label_map_writer import write_label_file
+from ...scripts.runtime.atomic_files import unfinished_path
+from ...scripts.runtime.errors import BadInput
+from ..guard.names import require_ending, require_uid
+from ..guard.uploads import errors_without
 from .folder_store import plain_tag
-from .names import require_ending, require_uid
 from .shared_store import SharedStore
-from .uploads import errors_without
 
 logger = logging.getLogger(__name__)
 FINAL = DefaultLabelTag.FINAL

@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import HTTPException
 from monailabel.interfaces.datastore import DefaultLabelTag
 
-from .names import PLAIN, require_ending, require_image_id, require_tag
+from ..guard.names import PLAIN, require_ending, require_image_id, require_tag
+from ..guard.uploads import require_image, require_label
 from .shared_store import SharedStore
-from .uploads import require_image, require_label
 
 logger = logging.getLogger(__name__)
 

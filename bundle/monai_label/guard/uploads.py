@@ -11,8 +11,8 @@ from typing import Any
 from fastapi import HTTPException
 from starlette.datastructures import UploadFile
 
-from ..scripts.data.volumes import as_label_ids, open_image, open_volume, read_voxels, require_same_grid
-from ..scripts.runtime.errors import BadInput
+from ...scripts.data.volumes import as_label_ids, open_image, open_volume, read_voxels, require_same_grid
+from ...scripts.runtime.errors import BadInput
 from .names import require_ending
 
 AT_ONCE = 1 << 20  # bytes

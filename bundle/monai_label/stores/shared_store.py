@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 from monailabel.datastore.local import LocalDatastore
 
-from ..scripts.runtime.atomic_files import write_whole
+from ...scripts.runtime.atomic_files import write_whole
 
 
 class SharedStore(LocalDatastore):

@@ -1,0 +1,1 @@
+"""Where images and labels lie: a folder of NIfTI files, or a DICOM archive."""
