@@ -38,7 +38,8 @@ from cyclic_committee.scripts.inference.predictor import Predictor
 from cyclic_committee.scripts.metrics.dsc_nsd import dice
 from cyclic_committee.scripts.phantoms.data_set import write_volume
 from cyclic_committee.scripts.phantoms.phantom import LABELS, Phantom, make_phantom
-from cyclic_committee.scripts.runtime.bundle_paths import bundle_root, find_config
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
+from cyclic_committee.scripts.runtime.configuration import find_config
 
 OVERLAYS = ("variants/small.yaml", str(Path(__file__).with_suffix(".yaml")))
 WAYS = {"disagreement": "by disagreement", "random": "at random"}  # as drawn

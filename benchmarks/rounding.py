@@ -32,7 +32,8 @@ from cyclic_committee.scripts.experiments.demo import make_room
 from cyclic_committee.scripts.networks import convolutions
 from cyclic_committee.scripts.networks.precision import autocast
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
-from cyclic_committee.scripts.runtime.bundle_paths import bundle_root, find_config
+from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
+from cyclic_committee.scripts.runtime.configuration import find_config
 from cyclic_committee.scripts.training.loss import NnUNetLoss
 from cyclic_committee.scripts.training.selection import LossDifference
 from cyclic_committee.scripts.training.trainer import score

@@ -12,7 +12,6 @@ from typing import Any
 
 import requests
 import torch
-import yaml
 from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
@@ -25,6 +24,7 @@ from monailabel.utils.others.generic import device_list
 
 from ..scripts.bundles.server_folder import MODEL, served_bundle
 from ..scripts.inference.predictor import plain_errors
+from ..scripts.runtime.configuration import open_config
 from .disagreement import NAME, DisagreementScoring, MostDisputed
 from .guard.parameters import InferenceOptions, parse
 from .scores import Scores
@@ -138,5 +138,5 @@ def one_of(table: Mapping[str, Any], name: str, kind: str) -> Any:
 
 def labels_of(bundle: Path) -> dict[str, str]:
     """Return a bundle's labels, id -> name."""
-    config = yaml.safe_load((bundle / "configs" / "inference.yaml").read_text(encoding="utf-8"))
-    return {str(label): name for label, name in config["labels"].items()}
+    labels = open_config("inference.yaml", bundle=bundle).get_parsed_content("labels")
+    return {str(label): name for label, name in labels.items()}

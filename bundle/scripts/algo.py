@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 from monai.apps.auto3dseg import BundleAlgo
 from monai.auto3dseg import algo_to_json
-from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
 from .auto3dseg.data_source import measured_source, read_analysis, read_source
@@ -28,6 +27,7 @@ from .planning.plan import make_plan
 from .planning.plan_file import HEADER, plan_text
 from .runtime.atomic_files import remove_unfinished, unfinished_path
 from .runtime.bundle_paths import bundle_root
+from .runtime.configuration import require_mapping
 from .runtime.errors import BadInput
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class CommitteeAlgo(BundleAlgo):
             kwargs: keys of inference.yaml with other values; others, such as AutoRunner's own, are ignored.
         """
         fold = Path(self.output_path).resolve()
-        known = ConfigParser.load_config_file(fold / "configs" / "inference.yaml").keys()
+        known = require_mapping(fold / "configs" / "inference.yaml").keys()
         values = {key: value for key, value in kwargs.items() if key.split("#")[0] in known}
         if "LOCAL_RANK" in os.environ:  # MONAI's ensemble on many GPUs
             values.setdefault("device", {"_target_": "scripts.training.distributed.device_of_rank"})

@@ -18,7 +18,8 @@ import pytest
 from conftest import CT_EXAMPLE
 
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
-from cyclic_committee.scripts.planning.preparation import parser_of, prepare
+from cyclic_committee.scripts.planning.preparation import prepare
+from cyclic_committee.scripts.runtime.configuration import open_config
 
 pytestmark = pytest.mark.skipif(find_spec("nnunetv2") is None, reason="nnU-Net isn't installed (nnunetv2==2.8.1)")
 
@@ -104,7 +105,7 @@ DATA = ["phantoms_by_both", "real_ct_by_both"]
 @pytest.mark.parametrize("data", DATA)
 def test_the_plan_has_nnunets_spacing_and_patch(request: pytest.FixtureRequest, data: str) -> None:
     made = both(request, data)
-    ours = parser_of(made.ours / "plan.yaml", [])
+    ours = open_config("train.yaml", [made.ours / "plan.yaml"], values={"fold": "all"})
     assert ours["spacing_mm"] == made.plan["spacing"][::-1]  # theirs is y, x
     assert ours["patch_size"] == made.plan["patch_size"][::-1]
 
@@ -123,7 +124,7 @@ def compare(made: Both, *overlays: str) -> tuple[float, float, float]:
     """Return correlation, 99th percentile of the absolute difference, and the share of equal labels, over all cases."""
     import blosc2  # comes with nnU-Net
 
-    parser = parser_of(made.ours / "plan.yaml", overlays)
+    parser = open_config("train.yaml", [made.ours / "plan.yaml", *overlays], values={"fold": "all"})
     dataset = parser.get_parsed_content("train#dataset")
     one, other, equal = [], [], []
     for case in dataset.prepare():

@@ -18,12 +18,14 @@ from conftest import CT_EXAMPLE, Workflow, contents
 
 from cyclic_committee.scripts.data.slice_store import StoredCase
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
-from cyclic_committee.scripts.planning.preparation import parser_of, prepare
+from cyclic_committee.scripts.planning.preparation import prepare
+from cyclic_committee.scripts.runtime.configuration import open_config
 from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 def stored(out: Path, *overlays: str) -> list[StoredCase]:
-    cases: list[StoredCase] = parser_of(out / "plan.yaml", overlays).get_parsed_content("train#dataset").prepare()
+    config = open_config("train.yaml", [out / "plan.yaml", *overlays], values={"fold": "all"})
+    cases: list[StoredCase] = config.get_parsed_content("train#dataset").prepare()
     return cases
 
 

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from ..bundles.fold_bundle import merged
-from ..runtime.bundle_paths import find_config
+from ..runtime.configuration import find_config, put, require_mapping
 from ..runtime.errors import BadInput
 from ..training import selection
 
@@ -44,7 +42,7 @@ def keys_of(parameters: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     left = {key: value for key, value in parameters.items() if key not in NOT_OURS}
     given: dict[str, Any] = {}
     for name in left.pop("overlays", None) or ():
-        for key, value in ConfigParser.load_config_file(find_config(str(name))).items():
+        for key, value in require_mapping(find_config(str(name))).items():
             put(given, key, value)
     warmup_epochs = int(left.pop("num_warmup_epochs", None) or 0)
     tracking_uri = left.pop("mlflow_tracking_uri", None)
@@ -59,13 +57,6 @@ def keys_of(parameters: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     if warmup_epochs:
         put(given, "lr_scheduler", with_warmup(warmup_epochs, merged(config, given)))
     return given
-
-
-def put(given: dict[str, Any], key: str, value: Any) -> None:
-    """Set a key as the last one, over what an earlier overlay has for it or within it."""
-    for hidden in [one for one in given if one == key or one.startswith(f"{key}#")]:
-        del given[hidden]
-    given[key] = value
 
 
 def store_of(tracking_uri: str) -> str:

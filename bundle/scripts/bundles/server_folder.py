@@ -11,13 +11,13 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ..inference.predictor import Predictor
 from ..runtime.atomic_files import remove_unfinished, unfinished_path, write_whole
-from ..runtime.bundle_paths import bundle_root, find_config
+from ..runtime.bundle_paths import bundle_root
+from ..runtime.configuration import find_config, merged_overlays
 from ..runtime.errors import BadInput
 from .fold_bundle import OVERLAY, copy_template, write_fold
 
@@ -49,7 +49,7 @@ def make_work_folder(
     """
     root = Path(bundle or bundle_root()).resolve()
     weights = Path(ckpt_path or root / "models" / "model.pt").resolve()
-    files = [str(find_config(name).resolve()) for name in overlays]
+    files = [str(find_config(name, bundle=root).resolve()) for name in overlays]
     source = {"bundle": str(root), "overlays": files, "weights": str(weights)}
     record = work / "source.json"
     if record.is_file():
@@ -83,11 +83,3 @@ def fill(work: Path, root: Path, overlays: Sequence[str], weights: Path) -> None
     Predictor.from_config(bundle=unfinished, device="cpu")
     os.replace(unfinished, model)
     write_whole(work / "main.py", MAIN)
-
-
-def merged_overlays(files: Sequence[Path]) -> dict[str, Any]:
-    """Return the keys of overlays, the last one's over the others'; a file that isn't there has none."""
-    values: dict[str, Any] = {}
-    for file in files:
-        values |= yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file.is_file() else {}
-    return values

@@ -14,7 +14,7 @@ from ..planning.check_report import format_report, report_as_json
 from ..planning.data_check import check_data_set, nothing_to_check
 from ..planning.preparation import prepare as prepare_data_set
 from ..runtime.allocator import keep_freed_memory
-from ..runtime.bundle_paths import bundle_root, find_config
+from ..runtime.configuration import config_files
 from ..runtime.errors import BadInput
 from .arguments import channel_list, label_names
 
@@ -94,6 +94,7 @@ def prepare(
     dataset: str,
     out: str,
     *config: str,
+    bundle: str | None = None,
     layout: str = "auto",
     data_root: str | None = None,
     labels: dict[int, str] | None = None,
@@ -108,6 +109,7 @@ def prepare(
         dataset: the data set's folder, or a data list (JSON).
         out: the folder for plan.yaml, fingerprint.json and the prepared cases, 3 bytes a voxel.
         config: overlays over the plan, such as variants/small.yaml: the cases are prepared as they say.
+        bundle: the folder of a bundle; by default the installed one.
         layout: flare21, nnunet, decathlon, datalist or folders; by default found out.
         data_root: where a data list's relative paths begin; by default beside it.
         labels: label id -> name, such as "{1: liver}"; by default the data set's own, or FLARE21's.
@@ -119,12 +121,13 @@ def prepare(
         str(dataset),
         str(out),
         overlays=[str(file) for file in config],
+        bundle=bundle,
         layout=layout,
         data_root=data_root,
         labels=label_names(labels),
         channel_names=channel_list(channels),
         processes=processes,
     )
-    files = [f"{bundle_root()}/configs/train.yaml", str(plan), *(str(find_config(str(file))) for file in config)]
+    files = config_files("train.yaml", [plan, *config], bundle=bundle)
     print("\nPrepared. Train, with any further overlays last:")
     print(TRAIN, "--config_file", json.dumps(str(files)))  # in double quotes: there are single ones in it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from json import dumps as to_json
@@ -19,7 +18,7 @@ from ..experiments.cross_validation import cross_validate as validate_folds
 from ..experiments.demo import run_demo
 from ..report.audit import audit_folds
 from ..report.report import write_report
-from ..runtime.bundle_paths import bundle_root, copy_bundle
+from ..runtime.bundle_paths import copy_bundle
 from .arguments import show_help_if_asked
 
 
@@ -43,32 +42,31 @@ def bundle(folder: str) -> None:
     print(f"The bundle is in {folder}.")
 
 
-def parameters(*config: str) -> None:
+def parameters(*config: str, bundle: str | None = None, **values: Any) -> None:
     """Print parameters and multiply-accumulate operations of a configuration's networks.
 
     Args:
-        config: configuration files, overlays last; without any, the paper's train.yaml.
+        config: overlays, such as variants/mixed.yaml; the bundle's train.yaml is read first.
+        bundle: the folder of a bundle; by default the installed one.
+        values: any key of the configuration with another value.
     """
-    root = bundle_root()
-    sys.path.insert(1, root)  # as `monai.bundle run` does, for the configuration's own scripts
-    files = [str(file) for file in config] or [f"{root}/configs/train.yaml"]
-    print(size_table(*committee_from(files)))
+    show_help_if_asked(parameters, values, name="parameters")
+    print(size_table(*committee_from([str(file) for file in config], bundle=bundle, values=values)))
 
 
-def estimate(*config: str, json: bool = False, **values: Any) -> None:
+def estimate(*config: str, bundle: str | None = None, json: bool = False, **values: Any) -> None:
     """Print what a training will cost, before it is run: parameters, operations, memory, and time on this CPU.
 
     No data set is needed. It takes about as long as three iterations of one network.
 
     Args:
-        config: configuration files as for training, overlays last, such as plan.yaml or variants/small.yaml; the
-            bundle's train.yaml is read first.
+        config: overlays, such as PREPARED/plan.yaml or variants/small.yaml; the bundle's train.yaml is read first.
+        bundle: the folder of a bundle; by default the installed one.
         json: print JSON instead of tables; bytes and seconds.
         values: any key of the configuration, as for training, such as --batch_size 4.
     """
     show_help_if_asked(estimate, values, name="estimate")
-    sys.path.insert(1, bundle_root())  # as `monai.bundle run` does, for the configuration's own scripts
-    found = estimate_training([str(file) for file in config], values)
+    found = estimate_training([str(file) for file in config], values, bundle=bundle)
     print(to_json(asdict(found)) if json else format_estimate(found))
 
 
@@ -76,6 +74,7 @@ def cross_validate(
     dataset: str,
     out: str,
     *config: str,
+    bundle: str | None = None,
     folds: int | Sequence[int] | None = None,
     layout: str = "auto",
     data_root: str | None = None,
@@ -89,6 +88,7 @@ def cross_validate(
         dataset: the data set's folder, or a data list (JSON).
         out: the folder that all of it goes to.
         config: overlays, such as PREPARED/plan.yaml or variants/small.yaml.
+        bundle: the folder of a bundle; by default the installed one.
         folds: the ones to do now, such as 0,3; by default all.
         layout: flare21, nnunet, decathlon, datalist or folders; by default found out.
         data_root: where a data list's relative paths begin; by default beside it.
@@ -99,6 +99,7 @@ def cross_validate(
         str(dataset),
         str(out),
         overlays=[str(file) for file in config],
+        bundle=bundle,
         folds=[folds] if isinstance(folds, int) else folds,
         layout=layout,
         data_root=data_root,

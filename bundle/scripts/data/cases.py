@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sklearn.model_selection import KFold
 from tqdm import tqdm
@@ -34,24 +34,29 @@ class CaseList(list[dict[str, Any]]):
         self.channel_names: tuple[str, ...] = () if data_set is None else data_set.channel_names
 
 
-def find_cases(
+class Split(NamedTuple):
+    """The cases to train on, and those to validate on."""
+
+    training: CaseList
+    validation: CaseList
+
+
+def split_cases(
     folder: str,
     *,
-    part: str,
     folds: int = 5,
     fold: int | str = 0,
     layout: str = "auto",
     data_root: str | None = None,
     exclude: str | Sequence[Any] | None = None,
-) -> CaseList:
-    """Return the training or the validation cases of a data set.
+) -> Split:
+    """Return the training and the validation cases of a data set, which is read once for both.
 
     Folds are the data list's own, if it has any; else nnU-Net's: `KFold(5, shuffle=True, random_state=12345)` over the
     sorted names.
 
     Args:
         folder: of the data set, or the JSON file of a data list.
-        part: "training" or "validation".
         folds: number of folds, unless the data list has its own.
         fold: the fold that validates, from 0; "all": all cases train and all validate, "none": all train.
         layout: see `layouts.read_data_set`.
@@ -63,13 +68,22 @@ def find_cases(
         data_set = read_data_set(folder, layout=layout, data_root=data_root)
         require_usable(data_set)
         validation = validation_cases(data_set.cases, folder, folds=folds, fold=fold)
-        names = {case.name for case in validation}
-        chosen = [case for case in data_set.cases if fold in ("all", "none") or case.name not in names]
-        if part == "training":
-            chosen = without_excluded(chosen, excluded_names(exclude), known=data_set.cases)
-        return CaseList((case.item for case in (chosen if part == "training" else validation)), data_set=data_set)
     except BadInput as error:
-        return without_cases(str(error))
+        return Split(without_cases(str(error)), without_cases(str(error)))
+    names = {case.name for case in validation}
+    training = [case for case in data_set.cases if fold in ("all", "none") or case.name not in names]
+    validating = CaseList((case.item for case in validation), data_set=data_set)
+    try:
+        training = without_excluded(training, excluded_names(exclude), known=data_set.cases)
+    except BadInput as error:
+        return Split(without_cases(str(error)), validating)
+    return Split(CaseList((case.item for case in training), data_set=data_set), validating)
+
+
+def find_cases(folder: str, *, part: str, **options: Any) -> CaseList:
+    """Return one part of `split_cases`, "training" or "validation"."""
+    cases: CaseList = getattr(split_cases(folder, **options), part)
+    return cases
 
 
 def validation_cases(cases: Sequence[Case], folder: str, *, folds: int, fold: int | str) -> list[Case]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +39,9 @@ class Estimate:
     notes: list[str] = field(default_factory=list)  # what is not in it
 
 
-def estimate(config_files: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Estimate:
+def estimate(
+    overlays: Sequence[str], values: Mapping[str, Any] | None = None, *, bundle: str | Path | None = None
+) -> Estimate:
     """Return what a training by a configuration will cost; no data set is needed, and nothing is written.
 
     Memory is that of the training process, from a trace of each network, in which nothing is computed; the workers
@@ -47,13 +50,14 @@ def estimate(config_files: Sequence[str], overrides: Mapping[str, Any] | None = 
     network's training. It is left out where that memory isn't there.
 
     Args:
-        config_files: as for training; without train.yaml, the bundle's is read first.
-        overrides: keys of the configuration with their values.
+        overlays: configurations that go over train.yaml, by path or by name in the bundle's configs.
+        values: keys of the configuration with other values.
+        bundle: the folder of a bundle; by default the installed one.
 
     Raises:
         BadInput: a file that is missing, an unknown key, or a configuration that no training can be made of.
     """
-    settings = read_settings(config_files, overrides or {})
+    settings = read_settings(overlays, values or {}, bundle=bundle)
     members = settings.members
     names = [f"member {k} ({type(member).__name__})" for k, member in enumerate(members)]
     kinds = [kind_of(member) for member in members]

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..runtime.configuration import config_files, open_config
 from ..runtime.errors import BadInput
 
 
-def committee_from(config_files: Sequence[str]) -> tuple[nn.Module, list[int]]:
+def committee_from(
+    overlays: Sequence[str] = (), *, bundle: str | Path | None = None, values: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, list[int]]:
     """Return the committee of a configuration, and the shape of one training sample, `[1, channels, x, y]`.
 
+    Args:
+        overlays: configurations that go over train.yaml, by path or by name in the bundle's configs.
+        bundle: the folder of a bundle; by default the installed one.
+        values: keys of the configuration with other values.
+
     Raises:
-        BadInput: a file that is missing or no configuration, or one without network_def, patch_size or channels.
+        BadInput: see `open_config`; no network_def, patch_size or channels can be made of it.
     """
-    missing = [file for file in config_files if not Path(file).is_file()]
-    if missing:
-        raise BadInput(f"{missing[0]}: no such file. Give configurations such as train.yaml and an overlay.")
-    parser = ConfigParser()
+    parser = open_config("train.yaml", overlays, bundle=bundle, values=values)
     try:
-        parser.read_config(list(config_files))
         network = parser.get_parsed_content("network_def")
         shape = [1, parser.get_parsed_content("channels"), *parser.get_parsed_content("patch_size")]
-    except Exception as error:  # YAML, missing keys, and all that a network's construction may raise
-        files = ", ".join(config_files)
+    except Exception as error:  # missing keys, and all that a network's construction may raise
+        files = ", ".join(config_files("train.yaml", overlays, bundle=bundle))
         raise BadInput(f"{files}: no network_def, channels and patch_size can be made of it ({error}).") from error
     return network, shape
 

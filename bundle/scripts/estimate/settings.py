@@ -13,9 +13,8 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from ..networks.precision import autocast
-from ..runtime.bundle_paths import bundle_root, find_config
+from ..runtime.configuration import config_files, open_config
 from ..runtime.errors import BadInput, find_bad_input
-from ..runtime.workflow import bundled_keys, require_known_keys
 
 
 @dataclass(frozen=True)
@@ -48,31 +47,27 @@ class Settings:
         return torch.randn(samples, self.shape[1], *size), label
 
 
-def read_settings(config_files: Sequence[str], overrides: Mapping[str, Any]) -> Settings:
+def read_settings(overlays: Sequence[str], values: Mapping[str, Any], *, bundle: str | Path | None = None) -> Settings:
     """Return what a configuration says; the networks are built, and the modules that training imports are imported.
 
     Args:
-        config_files: paths, or names in the bundle's configs; train.yaml is read first unless it is among them.
-        overrides: keys with their values.
+        overlays: configurations that go over train.yaml, by path or by name in the bundle's configs.
+        values: keys of the configuration with other values.
+        bundle: the folder of a bundle; by default the installed one.
 
     Raises:
         BadInput: a file that is missing, an unknown key, or a configuration that no training can be made of.
     """
-    files = [str(find_config(file)) for file in config_files]
-    if "train.yaml" not in [Path(file).name for file in files]:
-        files.insert(0, f"{bundle_root()}/configs/train.yaml")
+    parser = open_config("train.yaml", overlays, bundle=bundle, values={**values, "device": "$torch.device('cpu')"})
     try:
-        parser = ConfigParser()
-        parser.read_config(files)
-        parser.update({**overrides, "device": "$torch.device('cpu')"})
-        require_known_keys({k: v for k, v in parser.get().items() if k != "device"}, known=bundled_keys())
         return settings_from(parser)
     except Exception as error:  # YAML, missing keys, and all that a component's construction may raise
         bad_input = find_bad_input(error)
         if bad_input is not None:
             raise BadInput(str(bad_input)) from error
         reason = str(error.__cause__ or error)
-        raise BadInput(f"{', '.join(files)}: no training can be made of it ({reason}). Correct the key.") from error
+        files = ", ".join(config_files("train.yaml", overlays, bundle=bundle))
+        raise BadInput(f"{files}: no training can be made of it ({reason}). Correct the key.") from error
 
 
 def settings_from(parser: ConfigParser) -> Settings:

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from ..data.cases import require_usable
 from ..data.layouts import DataSet, read_data_set
 from ..handlers.mlflow_parent_run import ParentRun
 from ..metrics.score_table import ScoreRow, format_table, read_csv, summarise, write_csv, write_json
 from ..runtime.atomic_files import remove_unfinished, unfinished_path
-from ..runtime.bundle_paths import copy_bundle, find_config
+from ..runtime.bundle_paths import bundle_root, copy_without_use
+from ..runtime.configuration import find_config, open_config, require_mapping
 from ..runtime.errors import BadInput
 from .bundle_run import run_bundle
 
@@ -29,6 +28,7 @@ def cross_validate(
     out: str | Path,
     *,
     overlays: Sequence[str] = (),
+    bundle: str | Path | None = None,
     folds: Sequence[int] | None = None,
     layout: str = "auto",
     data_root: str | Path | None = None,
@@ -45,6 +45,7 @@ def cross_validate(
         dataset: folder or data list.
         out: the folder for all of it; a bundle of its own with the overlays is in it.
         overlays: configurations that go over train.yaml and inference.yaml.
+        bundle: the folder of a bundle, which is copied; by default the installed one.
         folds: the ones to do now, by default all: the data list's own, or 0 to 4, nnU-Net's.
         layout: see `layouts.read_data_set`.
         data_root: see `layouts.read_data_set`.
@@ -69,8 +70,9 @@ def cross_validate(
     places = {"dataset_dir": str(Path(dataset).resolve()), "layout": data_set.layout}
     if data_root is not None:
         places["data_root"] = str(Path(data_root).resolve())
-    names = begin(out, overlays, {**places, "values": values})
-    planned = any("cache_dir" in (ConfigParser.load_config_file(str(find_config(file))) or {}) for file in overlays)
+    open_config("train.yaml", overlays, bundle=bundle, values=values)  # raises before a folder is made
+    names = begin(out, overlays, {**places, "values": values}, bundle=bundle)
+    planned = any("cache_dir" in require_mapping(find_config(file, bundle=bundle)) for file in overlays)
     cache = {} if planned else {"cache_dir": str(out / "cases")}  # a plan's cases are prepared already
     tracked = str(values.get("track")).lower() != "false"
     store = {key: str(values[key]) for key in ("tracking_uri", "experiment_name") if key in values and tracked}
@@ -97,13 +99,15 @@ def folds_of(data_set: DataSet, dataset: str | Path) -> list[int]:
     return own or list(range(FOLDS))
 
 
-def begin(out: Path, overlays: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+def begin(
+    out: Path, overlays: Sequence[str], settings: Mapping[str, Any], *, bundle: str | Path | None = None
+) -> list[str]:
     """Make the folder with a bundle of its own, or see that it was made so; return the overlays' names in it.
 
     Raises:
         BadInput: other settings, a folder that holds something else, an overlay that isn't there.
     """
-    files = [find_config(overlay) for overlay in overlays]
+    files = [find_config(overlay, bundle=bundle) for overlay in overlays]
     texts = [file.read_text() for file in files]
     wanted = json.loads(json.dumps({**settings, "overlays": texts}, default=str))
     path = out / SETTINGS
@@ -118,7 +122,7 @@ def begin(out: Path, overlays: Sequence[str], settings: Mapping[str, Any]) -> li
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(out.parent)
         unfinished = unfinished_path(out)
-        copy_bundle(unfinished / "bundle")
+        copy_without_use(Path(bundle or bundle_root()), unfinished / "bundle")
         for name, text in zip(overlays_of(wanted), texts, strict=True):
             (unfinished / "bundle" / "configs" / name).write_text(text)
         (unfinished / SETTINGS).write_text(json.dumps(wanted, indent=1) + "\n")

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..phantoms.data_set import write_phantoms
-from ..runtime.bundle_paths import copy_bundle, find_config
+from ..runtime.bundle_paths import copy_bundle
+from ..runtime.configuration import find_config
 from ..runtime.errors import BadInput
 from .bundle_run import run_bundle
 

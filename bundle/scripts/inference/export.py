@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..data.volumes import Files, label_ids
 from ..runtime.atomic_files import remove_unfinished, unfinished_path
-from ..runtime.bundle_paths import find_config
+from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput
 from .export_check import Agreement, Network, compare_on_random_input, compare_on_volume
 from .predictor import Predictor
@@ -75,16 +75,12 @@ def export(
     way = known_format(format)
     if out.is_dir():
         raise BadInput(f"{out}: is a folder. Give the name of a file.")
-    files = configurations(bundle, overlays)
-    predictor = Predictor.from_config(
-        bundle=bundle,
-        overlays=files[1:],
-        ckpt_path=ckpt_path,
-        device="cpu",
-        precision="float32",  # the file has no autocast, so the original has none either
-    )
+    values: dict[str, Any] = {"device": "cpu", "precision": "float32"}  # the file has no autocast, so neither has this
+    values |= {} if ckpt_path is None else {"ckpt_path": str(ckpt_path)}
+    config = open_config("inference.yaml", overlays, bundle=bundle, values=values)
+    predictor = Predictor.from_parser(config)
     network = of_voters(predictor.network, member).requires_grad_(False)
-    metadata = describe(predictor, files)
+    metadata = describe(predictor, config)
     example = torch.zeros(2, metadata["channels"], *metadata["patch_size"])
     folder = unfinished_path(out)  # a folder: what PyTorch writes into the file has its name in it
     unfinished = folder / out.name
@@ -121,23 +117,6 @@ def known_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def configurations(bundle: str | Path | None, overlays: Sequence[str]) -> list[str]:
-    """Return inference.yaml and the overlays, which may lie in the configs of the bundle that is exported, too.
-
-    Raises:
-        BadInput: one is nowhere.
-    """
-    if bundle is None:
-        return [str(find_config(name)) for name in ("inference.yaml", *overlays)]
-    configs = Path(bundle).resolve() / "configs"
-    own = [configs / name for name in overlays]
-    chosen = [
-        path if path.is_file() and not Path(name).is_file() else find_config(name)
-        for name, path in zip(overlays, own, strict=True)
-    ]
-    return [str(file) for file in (find_config(str(configs / "inference.yaml")), *chosen)]
-
-
 def of_voters(network: nn.Module, member: int | None) -> nn.Module:
     """Take the members that have no vote out of a committee: their weights would go into the file for nothing.
 
@@ -154,11 +133,9 @@ def of_voters(network: nn.Module, member: int | None) -> nn.Module:
     return network
 
 
-def describe(predictor: Predictor, files: Sequence[str]) -> dict[str, Any]:
+def describe(predictor: Predictor, config: ConfigParser) -> dict[str, Any]:
     """Return what somebody must know who feeds the exported file."""
-    parser = ConfigParser()
-    parser.read_config(list(files))
-    labels = parser.get_parsed_content("labels")
+    labels = config.get_parsed_content("labels")
     inferer: Any = predictor.inferer
     names = {int(label): name for label, name in labels.items()}
     return {
@@ -167,7 +144,7 @@ def describe(predictor: Predictor, files: Sequence[str]) -> dict[str, Any]:
         "output": "pred: (samples, classes, x, y) float32, the probability of each class",
         "classes": [{"label": label, "name": names.get(label, "background")} for label in (0, *label_ids(labels))],
         "channels": len(inferer.normalise),
-        "orientation": parser.get_parsed_content("orientation"),
+        "orientation": config.get_parsed_content("orientation"),
         "spacing_mm": inferer.spacing_mm,
         "patch_size": inferer.tile_size,
         "order": type(inferer.resampling).__name__,

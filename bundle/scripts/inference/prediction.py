@@ -13,7 +13,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 
 from ..data.volumes import first_file, open_image
 from ..dicom.codes import organ_code
@@ -21,7 +20,8 @@ from ..dicom.segmentation import write_segmentation
 from ..dicom.series import DicomSeries
 from ..handlers.label_map_writer import write_label_file
 from ..runtime.atomic_files import unfinished_path
-from ..runtime.bundle_paths import bundle_root, find_config
+from ..runtime.bundle_paths import bundle_root
+from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput, find_bad_input
 from .disagreement import FULL_SCALE, EachVoter
 from .prediction_inputs import Volume, find_volumes, require_folder, require_source
@@ -69,10 +69,12 @@ def predict_command(
     source, out = Path(source), Path(out)
     require_source(source)
     require_folder(out, source)
-    predictor = Predictor.from_config(bundle=bundle, overlays=overlays, ckpt_path=ckpt_path, **values)
+    given = {} if ckpt_path is None else {"ckpt_path": str(ckpt_path)}
+    config = open_config("inference.yaml", overlays, bundle=bundle, values={**given, **values})
+    predictor = Predictor.from_parser(config)
     if disagreement:
         EachVoter(predictor.network)  # type: ignore[arg-type]  # raises if nobody is there to disagree
-    labels = labels_of(bundle, overlays, values)
+    labels = dict(config.get_parsed_content("labels"))
     metadata = json.loads(Path(bundle or bundle_root(), "configs", "metadata.json").read_text())
     volumes, faults = find_volumes(source, out=out, channels=len(predictor.inferer.normalise))
     for note in notes_on_series([volume.series for volume in volumes if volume.series], labels, metadata):
@@ -94,15 +96,6 @@ def predict_command(
     if failures:
         total = len(volumes) + len(faults)
         raise BadInput(f"{source}: {failures} of {total} weren't labelled, see above. Mend them, or take them out.")
-
-
-def labels_of(bundle: str | Path | None, overlays: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the labels, id -> name, of the configuration that `Predictor.from_config` makes of the same arguments."""
-    config = find_config("inference.yaml" if bundle is None else f"{bundle}/configs/inference.yaml")
-    parser = ConfigParser()
-    parser.read_config([str(config), *(str(find_config(name)) for name in overlays)])
-    parser.update(dict(values))
-    return dict(parser.get_parsed_content("labels"))
 
 
 def notes_on_series(

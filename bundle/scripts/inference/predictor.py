@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +17,8 @@ from ..data.volumes import SUFFIXES, Files, first_file
 from ..handlers.checkpoint import load_file, load_parts
 from ..handlers.label_map_writer import write_label_file
 from ..networks.committee import require_training
-from ..runtime.bundle_paths import bundle_root, find_config
+from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput, find_bad_input
-from ..runtime.workflow import bundled_keys, require_known_keys
 from .disagreement import EachVoter, opinions
 from .inferer import SliceInferer
 
@@ -83,17 +81,16 @@ class Predictor:
         Raises:
             BadInput: no such overlay or key; weights that are missing or of other networks; see `LoadWeights`.
         """
-        root = bundle_root() if bundle is None else str(Path(bundle).resolve())
-        if root not in sys.path:
-            sys.path.insert(1, root)  # as `monai.bundle run` does, for the configuration's own scripts
-        config = find_config("inference.yaml" if bundle is None else f"{root}/configs/inference.yaml")
-        known = bundled_keys() | ConfigParser.load_config_file(config).keys()
-        parser = ConfigParser()
-        parser.read_config([str(config), *(str(find_config(name)) for name in overlays)])
         given = {} if ckpt_path is None else {"ckpt_path": str(ckpt_path)}
-        given |= {} if bundle is None else {"bundle_root": root}  # else where `scripts` was first taken from
-        parser.update({**given, **values})
-        require_known_keys(parser.get(), known=known)
+        return cls.from_parser(open_config("inference.yaml", overlays, bundle=bundle, values={**given, **values}))
+
+    @classmethod
+    def from_parser(cls, parser: ConfigParser) -> Predictor:
+        """Return the predictor of an inference.yaml that `open_config` has opened, the weights loaded.
+
+        Raises:
+            BadInput: weights that are missing or of other networks; see `LoadWeights`.
+        """
         names = ("network", "inferer", "preprocessing", "postprocessing", "device")
         with plain_errors():
             parts = {name: parser.get_parsed_content(name) for name in names}

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from ..data.layouts import DataSet, read_data_set
 from ..data.slice_store import place_of
 from ..data.volumes import label_ids
 from ..runtime.atomic_files import remove_unfinished, unfinished_path
-from ..runtime.bundle_paths import bundle_root, find_config
+from ..runtime.configuration import open_config, require_mapping
 from ..runtime.errors import BadInput
 from .fingerprint import CaseFingerprint, foreground_intensities, measure_cases
 from .plan import make_plan
@@ -31,6 +28,7 @@ def prepare(
     out: str | Path,
     *,
     overlays: Sequence[str] = (),
+    bundle: str | Path | None = None,
     layout: str = "auto",
     data_root: str | Path | None = None,
     labels: Mapping[int, str] | None = None,
@@ -45,6 +43,7 @@ def prepare(
         dataset: folder or data list.
         out: folder for plan.yaml, fingerprint.json and the prepared cases.
         overlays: configurations that go over the plan, such as variants/small.yaml.
+        bundle: the folder of a bundle, whose train.yaml the plan goes over; by default the installed one.
         layout: see `layouts.read_data_set`.
         data_root: where a data list's relative paths begin.
         labels: label id -> name; by default the data set's own, or those of train.yaml.
@@ -65,7 +64,7 @@ def prepare(
     }
     plan_path = out / "plan.yaml"
     require_same_data_set(plan_path, places)
-    labels = labels or data_set.labels or bundled_labels()
+    labels = labels or data_set.labels or bundled_labels(bundle)
     label_ids(labels)
     channel_names = channel_names or data_set.channel_names or ["CT"] * len(data_set.cases[0].image)
 
@@ -82,7 +81,8 @@ def prepare(
     except OSError as error:
         raise BadInput(f"{out}: can't be written ({error}). Make room, or choose another folder with --out.") from error
 
-    dataset_parser = parser_of(plan_path, overlays)
+    values = {"fold": "all"}
+    dataset_parser = open_config("train.yaml", [plan_path, *overlays], bundle=bundle, values=values)
     print(f"3/3  Preparing the cases: {dataset_parser['cache_dir']}", flush=True)
     slices = dataset_parser.get_parsed_content("train#dataset")
     require_room(slices, measured)
@@ -131,18 +131,15 @@ def require_same_data_set(plan_path: Path, places: Mapping[str, Any]) -> None:
     """Raise `BadInput` if the plan in the folder is another data set's, or no plan."""
     if not plan_path.is_file():
         return
-    try:
-        found = ConfigParser.load_config_file(str(plan_path)).get("dataset_dir")
-    except Exception as error:  # YAML's many
-        raise BadInput(f"{plan_path}: not a readable plan ({error}). Mend it, or take it away.") from error
+    found = require_mapping(plan_path).get("dataset_dir")
     if found != places["dataset_dir"]:
         raise BadInput(f"{plan_path}: is the plan of {found}. Choose another folder with --out.")
 
 
-def bundled_labels() -> dict[int, str]:
-    """Return the labels of train.yaml."""
-    found = ConfigParser.load_config_file(f"{bundle_root()}/configs/train.yaml")["labels"]
-    return {int(label): name for label, name in found.items()}
+def bundled_labels(bundle: str | Path | None) -> dict[int, str]:
+    """Return the labels of a bundle's train.yaml."""
+    labels = open_config("train.yaml", bundle=bundle).get_parsed_content("labels")
+    return {int(label): name for label, name in labels.items()}
 
 
 def require_channels(data_set: DataSet, measured: Sequence[CaseFingerprint], channel_names: Sequence[str]) -> None:
@@ -168,17 +165,6 @@ def write_fingerprint(measured: Sequence[CaseFingerprint], channel_names: Sequen
     unfinished = unfinished_path(path)
     unfinished.write_text(json.dumps(content, indent=1) + "\n")
     unfinished.rename(path)
-
-
-def parser_of(plan_path: Path, overlays: Sequence[str]) -> ConfigParser:
-    """Return train.yaml with the plan and overlays over it, for all cases."""
-    root = bundle_root()
-    if root not in sys.path:
-        sys.path.insert(1, root)  # as `monai.bundle run` does, for the configuration's own scripts
-    parser = ConfigParser()
-    parser.read_config([f"{root}/configs/train.yaml", str(plan_path), *(str(find_config(name)) for name in overlays)])
-    parser["fold"] = "all"
-    return parser
 
 
 def require_room(slices: Any, measured: Sequence[CaseFingerprint]) -> None:

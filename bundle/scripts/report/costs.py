@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 
 from ..data.volumes import case_name, first_file
 from ..estimate.model_size import count_macs
 from ..experiments.inference_costs import CaseCost, case_costs
+from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput
 from .runs import Run
 from .scores import fixed
@@ -25,12 +24,8 @@ def size_rows(run: Run) -> list[tuple[str, int, int, str]]:
         BadInput: no networks can be made of the run's configuration.
     """
     bundle = str(run.folder / "bundle")
-    if bundle not in sys.path:
-        sys.path.insert(1, bundle)  # as `monai.bundle run` does, for the configuration's own scripts
-    parser = ConfigParser()
     try:
-        parser.read_config([f"{bundle}/configs/train.yaml", *run.overlays])
-        parser.update({**run.settings["values"], "bundle_root": bundle})
+        parser = open_config("train.yaml", run.overlays, bundle=bundle, values=run.settings["values"])
         with torch.device("meta"):  # nothing is allocated
             network: Any = parser.get_parsed_content("network_def")
         shape = [1, parser.get_parsed_content("channels"), *parser.get_parsed_content("patch_size")]

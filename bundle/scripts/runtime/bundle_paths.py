@@ -35,15 +35,3 @@ def copy_without_use(bundle: Path, folder: Path) -> None:
         return everywhere(place, names) | (FOLDERS_OF_USE & set(names) if Path(place) == bundle else set())
 
     shutil.copytree(bundle, folder, ignore=made_by_use)
-
-
-def find_config(name: str) -> Path:
-    """Return a configuration file by its path, or by its name in the bundle's configs.
-
-    Raises:
-        BadInput: there is none.
-    """
-    for path in (Path(name), Path(bundle_root(), "configs", name)):
-        if path.is_file():
-            return path
-    raise BadInput(f"{name}: no such configuration file, neither here nor in the bundle's configs. Check the path.")

@@ -78,9 +78,9 @@ def require_known_keys(config: dict[str, Any], *, known: set[str]) -> None:
         raise BadInput(f"{key}: no such key, nothing in the configuration uses it. {hint}")
 
 
-def bundled_keys() -> set[str]:
-    """Return the top-level keys of all configurations that come with the bundle."""
-    keys = set()
-    for path in Path(bundle_root(), "configs").rglob("*.yaml"):
-        keys.update(yaml.safe_load(path.read_text()))
+def bundled_keys(bundle: str | None = None) -> set[str]:
+    """Return the top-level keys of all configurations of a bundle, by default this one."""
+    keys: set[str] = set()
+    for path in Path(bundle or bundle_root(), "configs").rglob("*.yaml"):
+        keys.update(yaml.safe_load(path.read_text()) or {})
     return keys
