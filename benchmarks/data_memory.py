@@ -71,7 +71,7 @@ def train(dataset: str, output: str) -> None:
         fold="none",
         num_workers=2,
         max_epochs=1,
-        iterations=ITERATIONS,
+        iterations_per_epoch=ITERATIONS,
         track=False,
         device="$torch.device('cpu')",
     )
@@ -93,7 +93,7 @@ def batches_of(dataset: Path, output: Path) -> Callable[[int], int]:
     parser = ConfigParser()
     parser.read_config([str(BUNDLE / "configs" / name) for name in ("train.yaml", "variants/small.yaml")])
     parser.update({"dataset_dir": str(dataset), "output_dir": str(output), "fold": "none", "num_workers": 0})
-    parser.update({"iterations": BATCHES, "train#dataloader#pin_memory": False})
+    parser.update({"iterations_per_epoch": BATCHES, "train#dataloader#pin_memory": False})
     parser.get_parsed_content("train#dataset").prepare()
     loader, sampler = (parser.get_parsed_content(f"train#{name}") for name in ("dataloader", "sampler"))
 

@@ -148,7 +148,7 @@ def our_side(raw: Path, folder: Path, overlays: Sequence[str]) -> Side:
 
     def draw(seed: int, batches: int) -> int:
         sampler.set_epoch(seed)
-        sampler.iterations = batches
+        sampler.iterations_per_epoch = batches
         return sum(len(batch["image"]) for batch in loader)
 
     return Side({name: case.shape[2] for name, case in cases.items()}, read, draw)

@@ -95,7 +95,7 @@ def main(*overlays: str, iterations: int = 3, rounds: int = 1, **values: Any) ->
                 "model_path": f"{output}/model.pt",
                 "fold": "none",
                 "max_epochs": 1,
-                "iterations": iterations + 1,
+                "iterations_per_epoch": iterations + 1,
                 "device": "$torch.device('cpu')",
             }
             found = in_a_process(__file__, "--train", json.dumps(files), json.dumps({**values, **run}))

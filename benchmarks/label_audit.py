@@ -100,7 +100,7 @@ def measure_cost(configs: Sequence[str], *, epochs: int = 4, iterations: int = 1
         sys.path.insert(0, bundle_root())
         files = [str(find_config(file)) for file in ("train.yaml", "variants/small.yaml", *configs)]
         values: dict[str, Any] = {"dataset_dir": str(data), "output_dir": name, "model_path": f"{name}/model.pt"}
-        values |= {"fold": "none", "track": False, "max_epochs": epochs, "iterations": iterations}
+        values |= {"fold": "none", "track": False, "max_epochs": epochs, "iterations_per_epoch": iterations}
         workflow = ConfigWorkflow(files, workflow_type="train", **values)
         workflow.initialize()
         [record] = [one for one in workflow.parser.get_parsed_content("train#handlers") if hasattr(one, "about")]

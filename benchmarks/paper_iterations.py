@@ -49,7 +49,7 @@ def main(*, iterations: int = 2, config: str | None = None, out: str = "paper_it
         output_dir=folder / "run",
         fold="none",
         max_epochs=1,
-        iterations=iterations,
+        iterations_per_epoch=iterations,
         num_workers=0,
     )
     [epoch] = json.loads((folder / "run" / "history.json").read_text())

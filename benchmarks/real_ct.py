@@ -24,7 +24,7 @@ from cyclic_committee.scripts.runtime.bundle_paths import copy_bundle
 from cyclic_committee.scripts.runtime.configuration import find_config
 
 # a pancreas of 695 voxels in 19 slices needs more samples than the phantoms' organs
-SCHEDULE = {"batch_size": 8, "iterations": 100, "max_epochs": 16, "val_interval": 4, "learning_rate": 0.004}
+SCHEDULE = {"batch_size": 8, "iterations_per_epoch": 100, "max_epochs": 16, "val_interval": 4, "learning_rate": 0.004}
 
 
 def main(ct: str, *, config: str | None = None, out: str = "real_ct") -> None:

@@ -26,8 +26,8 @@ from monai.bundle import ConfigParser
 from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 
-from cyclic_committee.scripts.autograd.forward import OneForward
-from cyclic_committee.scripts.autograd.traced import Rows
+from cyclic_committee.scripts.autograd.forward import SharedForward
+from cyclic_committee.scripts.autograd.traced import KeptSamples
 from cyclic_committee.scripts.experiments.demo import make_room
 from cyclic_committee.scripts.networks import convolutions
 from cyclic_committee.scripts.networks.precision import autocast
@@ -46,7 +46,7 @@ class Way:
     """A number format and the convolutions that compute in it."""
 
     def __init__(self, name: str) -> None:
-        self.passes, self.precision = OneForward(), WAYS[name]
+        self.backward_mode, self.precision = SharedForward(), WAYS[name]
         self.theirs = name == "PyTorch's"
 
     def __call__(
@@ -60,14 +60,15 @@ class Way:
         context = {"inferer": SimpleInferer(), "autocast": autocast("cpu", self.precision)}
         theirs = patch.object(convolutions, "native_is_there", lambda: False) if self.theirs else nullcontext()
         with theirs:  # the networks are traced when they are first run
-            forwards = [self.passes(member, image, **context) for member in members]
+            forwards = [self.backward_mode(member, image, **context) for member in members]
             losses, _ = score([forward.logits for forward in forwards], label)
             chosen = LossDifference()(losses)
             gradients = []
             for member, forward, samples in zip(members, forwards, chosen if kept is None else kept, strict=True):
-                rows = Rows.of(samples.nonzero()[:, 0].tolist())
+                kept_samples = KeptSamples.of(samples.nonzero()[:, 0].tolist())
+                chosen_label = label[kept_samples.order]
                 member.zero_grad()
-                forward.backward(rows, lambda heads, learned=label[rows.order]: NnUNetLoss()(heads, learned))
+                forward.backward(kept_samples, lambda heads, of_chosen=chosen_label: NnUNetLoss()(heads, of_chosen))
                 gradients.append(torch.cat([p.grad.flatten() for p in member.parameters() if p.grad is not None]))
                 member.zero_grad()
         return losses, chosen, torch.stack(gradients)
@@ -86,7 +87,7 @@ def main(*, iterations: int = 300, every: int = 10, config: str | None = None, o
             "output_dir": str(folder / "output"),
             "device": "$torch.device('cpu')",
             "fold": "none",
-            "iterations": iterations,
+            "iterations_per_epoch": iterations,
             "max_epochs": 1,
             **({} if config else {"member#features": FEATURES}),
         }

@@ -92,7 +92,7 @@ def ours(size: int, *, members: int, overlay: str | None) -> Step:
         optimizer=parser.get_parsed_content("optimizer"),
         loss_function=parser.get_parsed_content("loss"),
         select=parser.get_parsed_content("select") if members > 1 else EverySample(),
-        passes=parser.get_parsed_content("passes"),
+        backward_mode=parser.get_parsed_content("backward_mode"),
         gradient_clip=parser.get_parsed_content("gradient_clip"),
         precision=parser.get_parsed_content("precision"),
     )

@@ -20,7 +20,7 @@ TINY_TRAINING: dict[str, Any] = {
     "num_epochs": 2,
     "num_epochs_per_validation": 2,
     "num_images_per_batch": 4,
-    "iterations": 2,
+    "iterations_per_epoch": 2,
     "member": {
         "_target_": "scripts.networks.unet.UNet2d",
         "in_channels": "@channels",

@@ -43,7 +43,7 @@ SCHEDULE = {
     "num_workers": 0,
     "batch_size": 4,
     "max_epochs": 2,
-    "iterations": 3,
+    "iterations_per_epoch": 3,
     "momentum": 0.9,
     "val_interval": 2,
 }

@@ -52,7 +52,7 @@ def train_bundle(folder: Path) -> Path:
     phantoms, bundle = folder / "phantoms", folder / "bundle"
     write_phantoms(phantoms, cases=5, seed=7)
     copy_template(BUNDLE, bundle)
-    values = {**TINY, **SCHEDULE, "max_epochs": 4, "iterations": 60, "learning_rate": 0.005, "track": False}
+    values = {**TINY, **SCHEDULE, "max_epochs": 4, "iterations_per_epoch": 60, "learning_rate": 0.005, "track": False}
     del values["momentum"], values["device"]
     adam = {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()", "lr": "@learning_rate"}
     write_fold(bundle, yaml.safe_dump({**values, "optimizer": adam}))

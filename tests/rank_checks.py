@@ -11,14 +11,14 @@ from torch import nn
 
 from cyclic_committee.scripts.data.slice_dataset import SliceSampler
 from cyclic_committee.scripts.training.distributed import (
-    AllRanksChoose,
-    EachRankChooses,
+    GlobalSelection,
+    LocalSelection,
     RankSampler,
     in_turn,
     join,
     leave,
 )
-from cyclic_committee.scripts.training.loss import AllRanksNnUNetLoss, NnUNetLoss
+from cyclic_committee.scripts.training.loss import GlobalNnUNetLoss, NnUNetLoss
 from cyclic_committee.scripts.training.selection import LossDifference, RandomSubset
 
 
@@ -35,7 +35,7 @@ def gradients_count_by_their_samples() -> None:
         ).backward()  # 0 samples, not 0 * NaN
         if idist.get_rank() == 1:  # another order of memory must do no harm
             layer.weight.grad = layer.weight.grad.contiguous()
-        EachRankChooses().average(layer, len(own))()
+        LocalSelection().average(layer, len(own))()
         expected = torch.autograd.grad(layer(image).square().mean(), list(layer.parameters()))
         for parameter, gradient in zip(layer.parameters(), expected, strict=True):
             assert torch.allclose(parameter.grad, gradient, atol=1e-6), counts
@@ -46,13 +46,13 @@ def there_is_one_decision() -> None:
         [[0.1, 0.9, 0.3, 0.4, 0.5, 0.6], [0.2, 0.1, 0.8, 0.3, 0.1, 0.9], [0.7, 0.2, 0.2, 0.9, 0.4, 0.1]]
     )
     own = losses[:, idist.get_rank() :: 2]
-    scores, kept = AllRanksChoose().choose(LossDifference(keep=0.5), own)
+    scores, kept = GlobalSelection().choose(LossDifference(keep=0.5), own)
     assert torch.equal(kept, LossDifference(keep=0.5)(losses)[:, idist.get_rank() :: 2])
     assert torch.equal(scores, LossDifference(keep=0.5).scores(losses)[:, idist.get_rank() :: 2])
     torch.manual_seed(idist.get_rank())  # processes that throw other dice agree all the same
-    _, kept = AllRanksChoose().choose(RandomSubset(keep=0.5), own)
+    _, kept = GlobalSelection().choose(RandomSubset(keep=0.5), own)
     assert idist.all_reduce(kept.sum(dim=1)).tolist() == [3, 3, 3]
-    _, kept = EachRankChooses().choose(LossDifference(keep=0.67), own)
+    _, kept = LocalSelection().choose(LossDifference(keep=0.67), own)
     assert torch.equal(kept, LossDifference(keep=0.67)(own))
 
 
@@ -63,7 +63,7 @@ def the_loss_is_that_of_all_samples() -> None:
     for split in (5, 3, 0):
         part = slice(0, split) if idist.get_rank() == 0 else slice(split, 5)
         own = [head[part].clone().requires_grad_() for head in heads]
-        loss = AllRanksNnUNetLoss()(own, label[part])
+        loss = GlobalNnUNetLoss()(own, label[part])
         whole = [head.clone().requires_grad_() for head in heads]
         expected = NnUNetLoss()(whole, label)
         assert torch.allclose(loss, expected, atol=1e-6)
@@ -78,11 +78,11 @@ def an_epoch_begins_with_one_network_and_several_dice() -> None:
     layer = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     layer[1].running_mean.fill_(idist.get_rank())
     torch.manual_seed(5)
-    EachRankChooses().agree(layer, 3)
+    LocalSelection().agree(layer, 3)
     drawn = idist.all_gather(torch.rand(1))
     assert drawn[0] != drawn[1]
     torch.manual_seed(5)
-    EachRankChooses().agree(layer, 3)
+    LocalSelection().agree(layer, 3)
     assert torch.equal(idist.all_gather(torch.rand(1)), drawn)
     for tensor in layer.state_dict().values():
         both = idist.all_gather(tensor.reshape(1, -1).float())
@@ -96,7 +96,7 @@ def cases_and_samples_are_shared_out() -> None:
         everyone = idist.all_gather(torch.tensor([*own, *[-1] * (5 - len(own))]))
         assert set(everyone.tolist()) - {-1} == set(range(cases))
         assert bool(own) == (cases > 0)
-    own = list(SliceSampler(batch_size=4, iterations=2, seed=1))
+    own = list(SliceSampler(batch_size=4, iterations_per_epoch=2, seed=1))
     seeds = torch.tensor([[seed for seed, _ in batch] for batch in own])
     forced = sum(foreground for _, foreground in own[0])
     assert len(set(idist.all_gather(seeds).flatten().tolist())) == 16

@@ -18,7 +18,7 @@ TINY_DEMO = {
         "features": [4, 8, 16],
     },
     "max_epochs": 1,
-    "iterations": 2,
+    "iterations_per_epoch": 2,
     "val_interval": 1,
 }
 

@@ -166,7 +166,7 @@ def test_a_work_folder_may_be_moved(work: Path, data_list: Path, tmp_path: Path)
     shutil.copytree(work, moved)
     algo = history(moved)["committee_1"]["algo_instance"]
     assert Path(algo.get_output_path()) == moved / "committee_1"
-    parameters = {**TINY_TRAINING, "num_epochs": 1, "num_epochs_per_validation": 1, "iterations": 1}
+    parameters = {**TINY_TRAINING, "num_epochs": 1, "num_epochs_per_validation": 1, "iterations_per_epoch": 1}
     before = sorted(moved.glob("committee_data/cases/*/*"))
     assert algo.train(parameters).returncode == 0
     assert sorted(moved.glob("committee_data/cases/*/*")) == before  # found prepared
@@ -192,7 +192,14 @@ def test_autorunner_on_two_mr_channels_and_three_labels_with_the_best_n(elsewher
     member = {**TINY_TRAINING["member"], "features": [8, 16, 16]}
     small = {"overlays": ["variants/small.yaml"], "spacing_mm": [1.0, 1.0], "member": member, "augmentation": []}
     size = {"patch_size": [40, 36], "crop_size": [40, 36], "precision": "float32", "track": False}
-    train = {**small, **size, "num_epochs": 1, "num_epochs_per_validation": 1, "iterations": 40, "learning_rate": 0.01}
+    train = {
+        **small,
+        **size,
+        "num_epochs": 1,
+        "num_epochs_per_validation": 1,
+        "iterations_per_epoch": 40,
+        "learning_rate": 0.01,
+    }
     made = runner(folder, data_list, train=train, modality="mri", class_names=names)
     made.set_ensemble_method("AlgoEnsembleBestN", n_best=1)
     made.run()

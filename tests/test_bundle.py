@@ -139,7 +139,7 @@ def test_the_committee_is_exported_with_its_weights(
 
 SHARED = [
     *("bundle_root", "device", "labels", "channels", "classes", "orientation", "spacing_mm", "normalise", "resampling"),
-    *("layout", "data_root", "patch_size", "precision", "member", "network_def", "voters", "follower"),
+    *("layout", "data_root", "patch_size", "precision", "member", "network_def", "voters", "is_not_rank_zero"),
 ]
 
 
@@ -169,7 +169,7 @@ def test_the_defaults_are_the_papers() -> None:
         "momentum": 0.99,
         "weight_decay": 3e-5,
         "max_epochs": 1000,
-        "iterations": 250,
+        "iterations_per_epoch": 250,
         "gradient_clip": 12,
         "select": {"_target_": "scripts.training.selection.LossDifference", "keep": 0.75},
     }
@@ -212,7 +212,7 @@ def test_a_copied_bundle_trains_and_infers_from_a_foreign_folder(phantoms: Path,
     tiny = [f"--{key}={value}" for key, value in TINY_VALUES.items() if key != "crop_size"]
     few = [
         "--max_epochs=1",
-        "--iterations=1",
+        "--iterations_per_epoch=1",
         "--batch_size=2",
         "--num_workers=0",
         "--crop_size=[48, 48]",

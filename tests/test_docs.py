@@ -26,7 +26,8 @@ from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e {} && .venv/bin/"
 TINY = "--member#features [4,8,16] --spacing_mm [6.0,6.0] --patch_size [48,48] --precision float32"
 TINY_TRAINING = (
-    f"{TINY} --crop_size [48,48] --max_epochs 1 --iterations 1 --batch_size 2 --num_workers 0 --val_interval 1"
+    f"{TINY} --crop_size [48,48] --max_epochs 1 --iterations_per_epoch 1 --batch_size 2 --num_workers 0 "
+    "--val_interval 1"
 )
 
 FEW = {

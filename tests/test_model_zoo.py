@@ -294,7 +294,7 @@ TRAINING = {
     "patch_size": TINY["patch_size"],
     "crop_size": TINY["crop_size"],
     "train#trainer#max_epochs": 1,
-    "iterations": 2,
+    "iterations_per_epoch": 2,
     "batch_size": 4,
     "train#dataloader#num_workers": 0,
     "train#dataloader#persistent_workers": False,

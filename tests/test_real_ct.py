@@ -49,7 +49,7 @@ def test_the_workflows_go_through_it(workflow: Workflow, data: Path, tmp_path: P
         "num_workers": 0,
         "batch_size": 4,
         "max_epochs": 1,
-        "iterations": 4,
+        "iterations_per_epoch": 4,
         "fold": "all",
     }
     workflow("train", "train.yaml", **values, **places, augmentation=[], val_interval=1, track=False).run()

@@ -133,7 +133,7 @@ def test_resuming_without_a_checkpoint_is_refused(train: Train, tmp_path: Path) 
 
 
 def test_the_learning_rate_falls_as_a_polynomial(train: Train, tmp_path: Path) -> None:
-    output = train(tmp_path, max_epochs=4, iterations=1, learning_rate=0.01)
+    output = train(tmp_path, max_epochs=4, iterations_per_epoch=1, learning_rate=0.01)
     rate = weights(output / "checkpoint.pt")["optimizer"]["param_groups"][0]["lr"]
     assert rate == pytest.approx(0.0, abs=1e-9)  # after the last epoch
     schedule = torch.optim.lr_scheduler.PolynomialLR(
@@ -172,7 +172,7 @@ def test_each_variant_trains(train: Train, tmp_path: Path, variant: str) -> None
     overrides: dict[str, Any] = {"member#features": None} if variant in ("segresnet", "mixed") else {}
     if variant == "segresnet":
         overrides["member#init_filters"] = 8
-    output = train(tmp_path, f"variants/{variant}.yaml", max_epochs=1, iterations=1, **overrides)
+    output = train(tmp_path, f"variants/{variant}.yaml", max_epochs=1, iterations_per_epoch=1, **overrides)
     assert int(weights(output / "model.pt")["iterations_trained"]) == 1
 
 

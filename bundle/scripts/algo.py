@@ -29,6 +29,7 @@ from .runtime.atomic_files import remove_unfinished, unfinished_path
 from .runtime.bundle_paths import bundle_root
 from .runtime.configuration import require_mapping
 from .runtime.errors import BadInput
+from .runtime.old_names import refuse_old_keys
 
 logger = logging.getLogger(__name__)
 STATE = "algo_object.json"
@@ -227,9 +228,13 @@ class CommitteeAlgo(BundleAlgo):
         Args:
             args: ignored.
             kwargs: keys of inference.yaml with other values; others, such as AutoRunner's own, are ignored.
+
+        Raises:
+            BadInput: a key by its name in version 0.1.
         """
         fold = Path(self.output_path).resolve()
         known = require_mapping(fold / "configs" / "inference.yaml").keys()
+        refuse_old_keys(kwargs, known=known)
         values = {key: value for key, value in kwargs.items() if key.split("#")[0] in known}
         if "LOCAL_RANK" in os.environ:  # MONAI's ensemble on many GPUs
             values.setdefault("device", {"_target_": "scripts.training.distributed.device_of_rank"})

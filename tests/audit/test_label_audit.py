@@ -42,8 +42,10 @@ def record(folder: Path, *, about: dict[str, Any], names: str = "abcde", wrong: 
                 elif epoch <= 2:  # what an untrained committee thinks doesn't count
                     areas[2] = torch.randint(0, 60, (3,))
                 losses = torch.full((3, 1), 0.1 * (number + 1))
-                choice = SimpleNamespace(losses=losses, kept=torch.tensor([[1], [0], [1]]) > 0, samples=[(name, index)])
-                rows.append((epoch, choice, areas[None]))
+                selection = SimpleNamespace(
+                    losses=losses, kept=torch.tensor([[1], [0], [1]]) > 0, samples=[(name, index)]
+                )
+                rows.append((epoch, selection, areas[None]))
         append(as_batch(rows, epoch=epoch), folder / "losses.arrow", about=about)
     return folder
 

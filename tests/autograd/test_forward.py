@@ -1,4 +1,4 @@
-"""The passes against plain autograd, which stays the reference."""
+"""The backward modes against plain autograd, which stays the reference."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cyclic_committee.scripts.autograd import forward, streams
 from cyclic_committee.scripts.autograd.forward import (
+    BackwardMode,
     CompiledForward,
-    OneForward,
-    Passes,
-    TwoForwards,
-    WholeGraph,
+    PlainAutograd,
+    RecomputeForward,
+    SharedForward,
     finest,
 )
 from cyclic_committee.scripts.autograd.streams import SideStreams
-from cyclic_committee.scripts.autograd.traced import Rows, trace
+from cyclic_committee.scripts.autograd.traced import KeptSamples, trace
 from cyclic_committee.scripts.networks import native_build
 from cyclic_committee.scripts.networks.precision import autocast
 from cyclic_committee.scripts.networks.unet import UNet2d
@@ -60,14 +60,14 @@ def plain(network: nn.Module, chosen: list[int], precision: str = "float32") -> 
 
 
 def by(
-    passes: Passes, network: nn.Module, chosen: list[int], precision: str = "float32"
+    backward_mode: BackwardMode, network: nn.Module, chosen: list[int], precision: str = "float32"
 ) -> tuple[Tensor, list[Tensor | None]]:
     image, label = batch()
     network.train().zero_grad()
-    forward = passes(network, image, inferer=SimpleInferer(), autocast=autocast("cpu", precision))
+    forward = backward_mode(network, image, inferer=SimpleInferer(), autocast=autocast("cpu", precision))
     logits = forward.logits.clone()
-    rows = Rows.of(chosen)
-    forward.backward(rows, lambda output: NnUNetLoss()(output, label[rows.order]))
+    samples = KeptSamples.of(chosen)
+    forward.backward(samples, lambda output: NnUNetLoss()(output, label[samples.order]))
     assert torch.equal(image, batch()[0])
     return logits, [parameter.grad for parameter in network.parameters()]
 
@@ -83,11 +83,13 @@ def assert_same(ours: tuple[Any, list[Any]], reference: tuple[Any, list[Any]], *
             assert (gradient - expected).abs().max() <= tolerance * largest
 
 
-@pytest.mark.parametrize("passes", [OneForward, TwoForwards])
+@pytest.mark.parametrize("backward_mode", [SharedForward, RecomputeForward])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_choosing_after_one_forward_pass_gives_plain_autograds_gradients(kind: str, passes: type[Passes]) -> None:
+def test_choosing_after_one_forward_pass_gives_plain_autograds_gradients(
+    kind: str, backward_mode: type[BackwardMode]
+) -> None:
     torch.manual_seed(0)
-    network, run = NETWORKS[kind](), passes()
+    network, run = NETWORKS[kind](), backward_mode()
     for chosen in ([0, 2, 4], [0], [4], [1, 2, 3, 4], [0, 1, 2, 3, 4]):
         assert_same(by(run, network, chosen), plain(network, chosen), tolerance=2e-6)
     assert not getattr(run, "fallback", {})
@@ -97,7 +99,7 @@ def test_choosing_after_one_forward_pass_gives_plain_autograds_gradients(kind: s
 def test_bfloat16_gives_plain_autograds_gradients_to_its_rounding(kind: str) -> None:
     torch.manual_seed(0)
     network = NETWORKS[kind]()
-    ours = by(OneForward(), network, [0, 3, 4], "bfloat16")
+    ours = by(SharedForward(), network, [0, 3, 4], "bfloat16")
     assert_same(ours, plain(network, [0, 3, 4], "bfloat16"), tolerance=0.02)
     assert ours[0].dtype == torch.bfloat16
 
@@ -111,13 +113,13 @@ def test_what_is_computed_again_takes_less_memory_and_changes_no_bit(
     network = UNet2d(in_channels=1, out_channels=3, features=[8, 16, 16])
     context = {"inferer": SimpleInferer(), "autocast": autocast("cpu", precision)}
     kept = {again: trace(network.train(), batch()[0], recompute=again, **context) for again in (True, False)}
-    size = {again: sum(shape.numel() for shape in parts.saved) for again, parts in kept.items()}
+    size = {again: sum(shape.numel() for shape in graphs.saved) for again, graphs in kept.items()}
     assert size[True] < 0.65 * size[False]
-    for parts, copies in ((kept[True], 2), (kept[False], 0)):
-        assert [str(node.target) for node in parts.backward.graph.nodes].count("aten.cat.default") == copies
-    found = by(OneForward(), network, [0, 3, 4], precision)
+    for graphs, copies in ((kept[True], 2), (kept[False], 0)):
+        assert [str(node.target) for node in graphs.backward.graph.nodes].count("aten.cat.default") == copies
+    found = by(SharedForward(), network, [0, 3, 4], precision)
     monkeypatch.setattr(forward, "trace", partial(trace, recompute=False))
-    expected = by(OneForward(), network, [0, 3, 4], precision)
+    expected = by(SharedForward(), network, [0, 3, 4], precision)
     assert torch.equal(found[0], expected[0])
     for gradient, other in zip(found[1], expected[1], strict=True):
         assert gradient is other is None or torch.equal(gradient, other)
@@ -138,14 +140,14 @@ class ChangesWhatItJoined(nn.Module):
 
 def test_what_changed_since_it_was_joined_is_not_joined_again() -> None:
     torch.manual_seed(0)
-    network, run = ChangesWhatItJoined(), OneForward()
+    network, run = ChangesWhatItJoined(), SharedForward()
     assert_same(by(run, network, [0, 2, 3]), plain(network, [0, 2, 3]), tolerance=2e-6)
     assert not run.fallback
 
 
 def test_a_head_that_the_loss_leaves_out_has_no_gradient() -> None:
     network = NETWORKS["UNet2d"]()
-    _, gradients = by(OneForward(), network, [0, 1])
+    _, gradients = by(SharedForward(), network, [0, 1])
     without = [name for (name, _), g in zip(network.named_parameters(), gradients, strict=True) if g is None]
     assert without == ["heads.0.conv.weight"]  # the coarsest: its weight is 0
 
@@ -153,10 +155,10 @@ def test_a_head_that_the_loss_leaves_out_has_no_gradient() -> None:
 def test_gradients_add_up_as_autograds_do() -> None:
     network = NETWORKS["UNet2d"]().train()
     image, label = batch()
-    run, doubled = OneForward(), []
+    run, doubled = SharedForward(), []
     for _ in range(2):
         forward = run(network, image, inferer=SimpleInferer(), autocast=autocast("cpu", "float32"))
-        forward.backward(Rows.of([1, 3]), lambda output: NnUNetLoss()(output, label[[3, 1]]))
+        forward.backward(KeptSamples.of([1, 3]), lambda output: NnUNetLoss()(output, label[[3, 1]]))
         doubled.append([parameter.grad.clone() for parameter in network.encoders.parameters()])
     assert all(torch.allclose(twice, 2 * once, rtol=1e-5) for once, twice in zip(*doubled, strict=True))
 
@@ -165,19 +167,21 @@ def test_one_forward_pass_does_60_units_of_work_and_two_do_78() -> None:
     network = NETWORKS["UNet2d"]().train()
     image, _ = batch(8)
 
-    def work(passes: Passes) -> int:
+    def work(backward_mode: BackwardMode) -> int:
         for _ in range(2):  # all is traced by the second time
             with FlopCounterMode(display=False) as counter:
-                forward = passes(network, image, inferer=SimpleInferer(), autocast=autocast("cpu", "float32"))
-                forward.backward(Rows.of([*range(6)]), lambda output: sum(head.square().mean() for head in output))
+                forward = backward_mode(network, image, inferer=SimpleInferer(), autocast=autocast("cpu", "float32"))
+                forward.backward(
+                    KeptSamples.of([*range(6)]), lambda output: sum(head.square().mean() for head in output)
+                )
         return counter.get_total_flops()
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(image[:1])
     unit = counter.get_total_flops()
     # the first convolution needs no gradient of its input, the coarsest head is left out
-    assert work(OneForward()) / unit == pytest.approx(60 / 3, rel=0.04)
-    assert work(TwoForwards()) / unit == pytest.approx(78 / 3, rel=0.04)
+    assert work(SharedForward()) / unit == pytest.approx(60 / 3, rel=0.04)
+    assert work(RecomputeForward()) / unit == pytest.approx(78 / 3, rel=0.04)
 
 
 class WithBatchNorm(nn.Sequential):
@@ -213,7 +217,7 @@ def test_a_network_that_one_pass_would_get_wrong_runs_twice_and_the_log_says_so(
     kind: type[nn.Module], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
-    network, run = kind(), OneForward()
+    network, run = kind(), SharedForward()
     expected = plain(network, [0, 2, 3])
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -221,11 +225,11 @@ def test_a_network_that_one_pass_would_get_wrong_runs_twice_and_the_log_says_so(
     assert [record.getMessage().startswith(reason) for record in caplog.records] == [True]
 
 
-@pytest.mark.parametrize("passes", [OneForward, TwoForwards])
+@pytest.mark.parametrize("backward_mode", [SharedForward, RecomputeForward])
 @pytest.mark.parametrize("kind", [WithBatchNorm, LooksAtValues])
-def test_such_a_network_runs_no_more_than_twice(kind: type[nn.Module], passes: type[Passes]) -> None:
+def test_such_a_network_runs_no_more_than_twice(kind: type[nn.Module], backward_mode: type[BackwardMode]) -> None:
     torch.manual_seed(0)
-    network, run = kind(), passes()
+    network, run = kind(), backward_mode()
     expected = plain(network, [1, 4])
     assert_same(by(run, network, [1, 4]), expected, tolerance=5e-6)
     calls = []
@@ -239,23 +243,23 @@ def test_a_whole_graph_is_one_run_by_autograd() -> None:
     torch.manual_seed(0)
     network = NETWORKS["UNet2d"]()
     for chosen in ([0, 2, 4], [1], [0, 1, 2, 3, 4]):
-        assert_same(by(WholeGraph(), network, chosen), plain(network, chosen), tolerance=2e-6)
+        assert_same(by(PlainAutograd(), network, chosen), plain(network, chosen), tolerance=2e-6)
 
 
 def test_dropout_is_drawn_once_for_scores_and_gradients() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(4, 3, 1)).train()
     image, label = batch()
-    rows, seen = Rows.of([1, 4]), []
+    samples, seen = KeptSamples.of([1, 4]), []
 
     def loss(output: Tensor) -> Tensor:
         seen.append(output.detach().clone())
-        return NnUNetLoss()(output, label[rows.order])
+        return NnUNetLoss()(output, label[samples.order])
 
-    run = OneForward()
+    run = SharedForward()
     forward = run(network, image, inferer=SimpleInferer(), autocast=autocast("cpu", "float32"))
     assert not run.fallback
-    forward.backward(rows, loss)
-    assert torch.equal(seen[0], forward.logits[rows.order])
+    forward.backward(samples, loss)
+    assert torch.equal(seen[0], forward.logits[samples.order])
 
 
 @pytest.mark.parametrize(
@@ -270,18 +274,18 @@ def test_dropout_is_drawn_once_for_scores_and_gradients() -> None:
 def test_chosen_samples_move_to_the_front_by_few_copies(
     chosen: list[int], order: list[int], moves: list[tuple[int, int]]
 ) -> None:
-    rows = Rows.of(chosen)
-    assert (rows.order, rows.moves) == (order, moves)
+    samples = KeptSamples.of(chosen)
+    assert (samples.order, samples.moves) == (order, moves)
     per_sample = torch.arange(24).reshape(6, 4)
     for in_place in (False, True):
         assert torch.equal(
-            rows.of_tensor(per_sample.clone(), torch.Size([len(order), 4]), in_place=in_place), per_sample[order]
+            samples.of_tensor(per_sample.clone(), torch.Size([len(order), 4]), in_place=in_place), per_sample[order]
         )
     side_by_side = torch.arange(48.0).reshape(1, 6 * 4, 2)  # as InstanceNorm has samples and channels in one
     expected = side_by_side.reshape(1, 6, 4, 2)[:, order].reshape(1, -1, 2)
     for in_place in (False, True):
         shape = torch.Size([1, 4 * len(order), 2])
-        assert torch.equal(rows.of_tensor(side_by_side.clone(), shape, in_place=in_place), expected)
+        assert torch.equal(samples.of_tensor(side_by_side.clone(), shape, in_place=in_place), expected)
 
 
 def test_compiled_passes_give_the_same_gradients() -> None:
@@ -306,7 +310,7 @@ def test_streams_wait_for_the_main_one_at_both_ends(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(streams.torch.cuda, "Stream", Stream)
     monkeypatch.setattr(streams.torch.cuda, "current_stream", lambda device: main)
     monkeypatch.setattr(streams.torch.cuda, "stream", lambda stream: f"in {stream.name}")
-    with SideStreams(2, torch.device("cuda:0")).fork() as places:
-        assert list(places) == ["in side 1", "in side 2"]
+    with SideStreams(2, torch.device("cuda:0")).fork() as contexts:
+        assert list(contexts) == ["in side 1", "in side 2"]
         assert waits == [("side 1", "main"), ("side 2", "main")]
     assert waits[2:] == [("main", "side 1"), ("main", "side 2")]

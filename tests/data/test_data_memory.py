@@ -30,7 +30,7 @@ def measure(folder):
     size = {"crop_size": [40, 40], "patch_size": [32, 32]}
     slices = SliceDataset(data, Compose([]), cache_dir=f"{folder}/store", **size, **settings)
     slices.prepare()
-    sampler = SliceSampler(batch_size=8, iterations=100)
+    sampler = SliceSampler(batch_size=8, iterations_per_epoch=100)
     batches = iter(DataLoader(slices, batch_sampler=sampler, num_workers=2, multiprocessing_context="fork"))
     for _ in range(90):
         next(batches)

@@ -32,19 +32,19 @@ def dataset(phantoms: Path, cache: Path, **arguments: Any) -> SliceDataset:
 
 
 def test_the_last_third_of_a_batch_must_show_foreground() -> None:
-    batch = next(iter(SliceSampler(batch_size=8, iterations=1)))
+    batch = next(iter(SliceSampler(batch_size=8, iterations_per_epoch=1)))
     assert [foreground for _, foreground in batch] == [False] * 5 + [True] * 3
 
 
 def test_an_epoch_has_its_iterations_whatever_the_data_set() -> None:
-    sampler = SliceSampler(batch_size=2, iterations=250)
+    sampler = SliceSampler(batch_size=2, iterations_per_epoch=250)
     assert len(sampler) == 250
     assert len(list(sampler)) == 250
 
 
 def test_draws_repeat_with_seed_and_epoch_and_else_differ() -> None:
     def draws(seed: int, epoch: int) -> list[list[tuple[int, bool]]]:
-        sampler = SliceSampler(batch_size=4, iterations=5, seed=seed)
+        sampler = SliceSampler(batch_size=4, iterations_per_epoch=5, seed=seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -59,7 +59,7 @@ def test_several_processes_draw_what_one_would_with_the_whole_batch(monkeypatch:
     def draws(rank: int, processes: int) -> list[list[tuple[int, bool]]]:
         monkeypatch.setattr(idist, "get_rank", lambda: rank)
         monkeypatch.setattr(idist, "get_world_size", lambda: processes)
-        return list(SliceSampler(batch_size=12 // processes, iterations=5, seed=1))
+        return list(SliceSampler(batch_size=12 // processes, iterations_per_epoch=5, seed=1))
 
     whole = draws(0, 1)
     for processes in (2, 3, 4):
@@ -149,16 +149,18 @@ def test_a_data_set_without_any_label_is_refused(tmp_path: Path) -> None:
         dataset(tmp_path, tmp_path / "store").prepare()
 
 
-@pytest.mark.parametrize("values", [{"batch_size": 0, "iterations": 5}, {"batch_size": 2, "iterations": 0}])
+@pytest.mark.parametrize(
+    "values", [{"batch_size": 0, "iterations_per_epoch": 5}, {"batch_size": 2, "iterations_per_epoch": 0}]
+)
 def test_empty_batches_and_epochs_are_refused(values: dict[str, int]) -> None:
-    with pytest.raises(BadInput, match="batch_size and iterations must be at least 1"):
+    with pytest.raises(BadInput, match="batch_size and iterations_per_epoch must be at least 1"):
         SliceSampler(**values)
 
 
 def test_workers_make_the_same_samples_as_the_main_process(phantoms: Path, tmp_path: Path) -> None:
     slices = dataset(phantoms, tmp_path)
     slices.prepare()
-    sampler = SliceSampler(batch_size=3, iterations=2, seed=4)
+    sampler = SliceSampler(batch_size=3, iterations_per_epoch=2, seed=4)
     alone = [sample["slice"].tolist() for sample in torch.utils.data.DataLoader(slices, batch_sampler=sampler)]
     with_workers = torch.utils.data.DataLoader(slices, batch_sampler=sampler, num_workers=2)
     assert alone == [sample["slice"].tolist() for sample in with_workers]

@@ -17,13 +17,13 @@ from monai.inferers import SimpleInferer
 from monai.networks.nets import SegResNet
 from torch import Tensor, nn
 
-from cyclic_committee.scripts.autograd.forward import OneForward
+from cyclic_committee.scripts.autograd.forward import SharedForward
 from cyclic_committee.scripts.autograd.traced import trace
 from cyclic_committee.scripts.commands import main as command_line
 from cyclic_committee.scripts.estimate import estimate as estimate_module
-from cyclic_committee.scripts.estimate.activations import Alive, footprint, forward_sizes
+from cyclic_committee.scripts.estimate.activations import Alive, activation_memory, forward_sizes
 from cyclic_committee.scripts.estimate.estimate import Estimate, duration, estimate, format_estimate, work
-from cyclic_committee.scripts.estimate.memory import activations, member_footprint, optimiser_bytes
+from cyclic_committee.scripts.estimate.memory import activations, member_activations, optimiser_bytes
 from cyclic_committee.scripts.estimate.settings import read_settings
 from cyclic_committee.scripts.networks import native_build
 from cyclic_committee.scripts.networks.precision import autocast
@@ -31,7 +31,7 @@ from cyclic_committee.scripts.networks.unet import UNet2d
 from cyclic_committee.scripts.runtime.errors import BadInput
 
 SMALL = str(CONFIGS / "variants" / "small.yaml")
-TWICE = {"passes": {"_target_": "scripts.autograd.forward.TwoForwards"}}
+TWICE = {"backward_mode": {"_target_": "scripts.autograd.forward.RecomputeForward"}}
 TINY: dict[str, Any] = {"member#features": [4, 8, 16], "patch_size": [48, 48], "crop_size": [48, 48]}
 
 
@@ -83,7 +83,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 def test_what_is_kept_for_the_backward_pass_is_what_the_forward_pass_really_keeps(kind: str, precision: str) -> None:
     network, image = NETWORKS[kind]().train(), torch.randn(4, 1, 32, 32)
     context = {"inferer": SimpleInferer(), "autocast": autocast("cpu", precision)}
-    forward = OneForward()(network, image, **context)
+    forward = SharedForward()(network, image, **context)
     inputs = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers(), image)}
     held = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
@@ -98,8 +98,8 @@ def test_what_is_kept_for_the_backward_pass_is_what_the_forward_pass_really_keep
 @pytest.mark.skipif(not native_build.find_compiler(), reason="there is no C++ compiler")
 def test_a_gpu_keeps_what_pytorchs_own_operators_keep() -> None:
     settings = read_settings([SMALL], {**TINY, "member#features": [16, 32, 64]})
-    on_cpu = member_footprint(settings.members[0], settings)
-    on_gpu = member_footprint(settings.members[0], settings, device="CUDA")
+    on_cpu = member_activations(settings.members[0], settings)
+    on_gpu = member_activations(settings.members[0], settings, device="CUDA")
     assert on_cpu is not None
     assert on_gpu is not None
     assert on_gpu.outputs == on_cpu.outputs
@@ -110,11 +110,11 @@ def test_the_peak_of_a_pass_is_that_of_its_operators() -> None:
     network, image = NETWORKS["SegResNet"]().train(), torch.randn(4, 1, 32, 32)
     context = {"inferer": SimpleInferer(), "autocast": autocast("cpu", "float32")}
     many = trace(network, image, **context)
-    found = footprint(many, trace(network, image[:3], **context), in_one_pass=True, loss=0)
-    passes = OneForward()
-    passes(network, image, **context)  # traces, which would be counted
+    found = activation_memory(many, trace(network, image[:3], **context), in_one_pass=True, loss=0)
+    backward_mode = SharedForward()
+    backward_mode(network, image, **context)  # traces, which would be counted
     with Alive() as alive:
-        forward = passes(network, image, **context)
+        forward = backward_mode(network, image, **context)
         held = alive.now
     assert held == found.kept
     assert alive.most == pytest.approx(found.forward, rel=0.05)
@@ -159,7 +159,7 @@ def test_twice_the_samples_take_twice_the_activations() -> None:
     found = []
     for batch in (8, 16):
         settings = read_settings([SMALL], {**TINY, "precision": "float32", "batch_size": batch})
-        member = member_footprint(settings.members[0], settings)
+        member = member_activations(settings.members[0], settings)
         assert member is not None
         found.append(activations(settings, [member] * 3))
     assert found[1] / found[0] == pytest.approx(2, rel=0.05)
@@ -177,15 +177,15 @@ class MixesSamples(nn.Sequential):
 
 def test_what_one_pass_cannot_do_is_estimated_as_two_or_not_at_all() -> None:
     settings = read_settings([SMALL], TINY)
-    mixing = member_footprint(MixesSamples().train(), settings)
+    mixing = member_activations(MixesSamples().train(), settings)
     assert mixing is not None
     assert not mixing.in_one_pass
-    assert member_footprint(LooksAtValues(1, 5, 3, padding=1), settings) is None
+    assert member_activations(LooksAtValues(1, 5, 3, padding=1), settings) is None
 
 
 @pytest.mark.usefixtures("untimed")
 def test_a_network_that_cannot_be_traced_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate_module, "member_footprint", lambda *_, **__: None)
+    monkeypatch.setattr(estimate_module, "member_activations", lambda *_, **__: None)
     found = estimate([SMALL], TINY)
     assert found.memory["CPU"]["activations"] == 0
     assert "member 0 (UNet2d): can't be traced, so its activations are not in it." in format_estimate(found)
@@ -205,7 +205,7 @@ def test_the_table_multiplies_an_iteration_by_those_of_the_training(
     monkeypatch.setattr(estimate_module, "keep_freed_memory", lambda: True)
     monkeypatch.chdir(tmp_path)
     overlay = tmp_path / "mine.yaml"
-    overlay.write_text(yaml.safe_dump({"iterations": 7, "max_epochs": 3, **TINY}))
+    overlay.write_text(yaml.safe_dump({"iterations_per_epoch": 7, "max_epochs": 3, **TINY}))
     words = ["estimate", "variants/small.yaml", str(overlay), "--select#keep", "0.5"]
     type_in(monkeypatch, *words, "--json")
     found = Estimate(**json.loads(capsys.readouterr().out))

@@ -28,7 +28,7 @@ def make_trainer(folder: Path, *, resume: bool = False, start: int = 0, members:
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         losses = torch.rand(members, 2)
         samples = [("ab"[seed % 2], seed), ("b", 9)]
-        engine.state.choice = SimpleNamespace(losses=losses, kept=losses < 0.5, samples=samples)
+        engine.state.selection = SimpleNamespace(losses=losses, kept=losses < 0.5, samples=samples)
 
     engine = Engine(iteration)
     engine.register_events(*IterationEvents)

@@ -12,11 +12,11 @@ from cyclic_committee.scripts.handlers.selection_statistics import epoch_statist
 
 KEPT = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
 SCORES = torch.tensor([[1.0, 3.0, 5.0, 9.0], [2.0, 4.0, 6.0, 8.0], [1.0, 1.0, 1.0, 1.0]])
-LEARNED = torch.tensor([[0.5, 1.0, 2.0], [0.7, 1.0, 4.0]])  # two iterations
+TRAINING_LOSSES = torch.tensor([[0.5, 1.0, 2.0], [0.7, 1.0, 4.0]])  # two iterations
 
 
 def test_an_epochs_statistics_are_told_for_each_member() -> None:
-    statistics = epoch_statistics(LEARNED, KEPT, SCORES)
+    statistics = epoch_statistics(TRAINING_LOSSES, KEPT, SCORES)
     expected: dict[str, Any] = {
         "loss/member_0": 0.6,
         "loss/member_2": 3.0,
@@ -34,7 +34,7 @@ def test_an_epochs_statistics_are_told_for_each_member() -> None:
 
 
 def test_a_person_can_read_an_epochs_line() -> None:
-    statistics = epoch_statistics(LEARNED, KEPT, SCORES)
+    statistics = epoch_statistics(TRAINING_LOSSES, KEPT, SCORES)
     metrics = {"mean_dsc": 0.84, "dsc_mean": 0.84, "dsc_liver": 0.95, "dsc_pancreas": 0.7, "nsd_liver": 0.6}
     line = epoch_line(3, 12, statistics=statistics, metrics=metrics, seconds=19.2)
     assert line == (

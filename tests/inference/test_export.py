@@ -65,7 +65,7 @@ def model(train: Callable[..., Path], trained: Path) -> Path:
     """The weights of a small committee that has learned something: on undecided pixels labels may well differ."""
     if not (trained / "model.pt").is_file():
         features = {"member#features": VALUES["member#features"]}
-        train(trained, "variants/small.yaml", learning_rate=0.01, iterations=60, **features)
+        train(trained, "variants/small.yaml", learning_rate=0.01, iterations_per_epoch=60, **features)
     return trained / "model.pt"
 
 

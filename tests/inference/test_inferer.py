@@ -163,7 +163,7 @@ def test_tiles_lie_and_weigh_as_nnunet_v2s() -> None:
 
 
 class Count(nn.Module):
-    """Passes on what it sees, and remembers how much that was."""
+    """BackwardMode on what it sees, and remembers how much that was."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

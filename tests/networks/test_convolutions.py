@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyclic_committee.scripts.autograd import convolution_passes, traced
-from cyclic_committee.scripts.autograd.forward import OneForward, Passes, WholeGraph
-from cyclic_committee.scripts.autograd.traced import Parts, Rows, trace
+from cyclic_committee.scripts.autograd.forward import BackwardMode, PlainAutograd, SharedForward
+from cyclic_committee.scripts.autograd.traced import KeptSamples, TracedGraphs, trace
 from cyclic_committee.scripts.networks import convolutions, native_build
 from cyclic_committee.scripts.networks.convolutions import Convolution3x3
 from cyclic_committee.scripts.networks.precision import autocast, narrow_weights
@@ -201,20 +201,20 @@ def test_the_operators_refuse_what_they_can_not_compute(name: str, arguments: tu
         getattr(torch.ops.cyclic_committee, name)(*arguments)
 
 
-def parts_of(network: nn.Module, image: Tensor, precision: str) -> Parts:
+def graphs_of(network: nn.Module, image: Tensor, precision: str) -> TracedGraphs:
     return trace(network.train(), image, inferer=SimpleInferer(), autocast=autocast("cpu", precision))
 
 
-def operators(parts: Parts, *, forward: bool = False) -> list[str]:
-    return [str(node.target) for node in (parts.forward if forward else parts.backward).graph.nodes]
+def operators(graphs: TracedGraphs, *, forward: bool = False) -> list[str]:
+    return [str(node.target) for node in (graphs.forward if forward else graphs.backward).graph.nodes]
 
 
 def gradients(network: nn.Module, image: Tensor, precision: str) -> list[Tensor]:
     network.train().zero_grad()
-    passes = OneForward()
-    forward = passes(network, image, inferer=SimpleInferer(), autocast=autocast("cpu", precision))
-    forward.backward(Rows.of([0, 2]), lambda output: sum((head.float() ** 2).mean() for head in output))
-    assert not passes.fallback
+    backward_mode = SharedForward()
+    forward = backward_mode(network, image, inferer=SimpleInferer(), autocast=autocast("cpu", precision))
+    forward.backward(KeptSamples.of([0, 2]), lambda output: sum((head.float() ** 2).mean() for head in output))
+    assert not backward_mode.fallback
     return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 
@@ -244,10 +244,10 @@ def unet() -> nn.Module:
 @needs_ours
 def test_in_bfloat16_a_network_learns_the_same_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     network, image = unet(), torch.randn(3, 1, 128, 128)
-    parts = parts_of(network, image, "bfloat16")
-    assert operators(parts, forward=True).count(FORWARD) == 7  # all but the first and those with a stride of 2
-    assert operators(parts).count(INPUT) == 7 + 2  # two of them have joined channels
-    assert operators(parts).count(WEIGHTS) == 9  # all but the first
+    graphs = graphs_of(network, image, "bfloat16")
+    assert operators(graphs, forward=True).count(FORWARD) == 7  # all but the first and those with a stride of 2
+    assert operators(graphs).count(INPUT) == 7 + 2  # two of them have joined channels
+    assert operators(graphs).count(WEIGHTS) == 9  # all but the first
     found, exact = gradients(network, image, "bfloat16"), gradients(copy.deepcopy(network), image, "float32")
     theirs = pytorchs(network, image, "bfloat16", monkeypatch)
     for name, ours, other, wanted in zip(dict(network.named_parameters()), found, theirs, exact, strict=True):
@@ -334,11 +334,11 @@ def test_a_committee_chooses_as_the_plain_one_does_in_float32(seed: int) -> None
     image = torch.randn(8, 1, 64, 64)
     label = (image + 0.5 * torch.rand(8, 1, 1, 1) * torch.randn(8, 1, 64, 64) > 0.3).to(torch.uint8)
 
-    def losses(passes: Passes, precision: str) -> Tensor:
+    def losses(backward_mode: BackwardMode, precision: str) -> Tensor:
         context = {"inferer": SimpleInferer(), "autocast": autocast("cpu", precision)}
-        return score([passes(member, image, **context).logits for member in members], label)[0]
+        return score([backward_mode(member, image, **context).logits for member in members], label)[0]
 
-    found, plain = losses(OneForward(), "bfloat16"), losses(WholeGraph(), "float32")
+    found, plain = losses(SharedForward(), "bfloat16"), losses(PlainAutograd(), "float32")
     assert torch.allclose(found, plain, rtol=0.01)
     assert torch.equal(LossDifference()(found), LossDifference()(plain))
 
@@ -346,19 +346,19 @@ def test_a_committee_chooses_as_the_plain_one_does_in_float32(seed: int) -> None
 @needs_ours
 def test_shorter_rows_and_other_channels_are_left_to_pytorch() -> None:
     image = torch.randn(3, 1, 28, 28)
-    assert not set(operators(parts_of(unet(), image, "bfloat16"))) & {INPUT, WEIGHTS}
+    assert not set(operators(graphs_of(unet(), image, "bfloat16"))) & {INPUT, WEIGHTS}
     narrow = UNet2d(in_channels=1, out_channels=3, features=[16, 48])
     for forward in (True, False):
-        names = operators(parts_of(narrow, torch.randn(3, 1, 64, 64), "bfloat16"), forward=forward)
+        names = operators(graphs_of(narrow, torch.randn(3, 1, 64, 64), "bfloat16"), forward=forward)
         assert not set(names) & {FORWARD, INPUT, WEIGHTS}
 
 
 @needs_ours
 def test_sums_that_are_too_large_for_the_cache_are_left_to_pytorch() -> None:
     network = UNet2d(in_channels=1, out_channels=3, features=[512, 480])
-    parts = parts_of(network, torch.randn(2, 1, 64, 64), "bfloat16")
-    assert WEIGHTS not in operators(parts)
-    assert INPUT in operators(parts)
+    graphs = graphs_of(network, torch.randn(2, 1, 64, 64), "bfloat16")
+    assert WEIGHTS not in operators(graphs)
+    assert INPUT in operators(graphs)
 
 
 def test_in_float32_a_network_learns_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,26 +372,26 @@ def test_many_threads_take_the_weights_gradient_only_where_each_has_many_pixels(
 ) -> None:
     monkeypatch.setattr(convolution_passes, "LEAST_PIXELS", 3 * 64 * 64)
     threads(count)
-    parts = parts_of(unet(), torch.randn(3, 1, 128, 128), "bfloat16")
-    assert operators(parts).count(WEIGHTS) == times  # three results of 128 x 128 pixels, four of 64 x 64
-    assert operators(parts).count(INPUT) == 9  # threads don't need memory of their own for it
-    assert operators(parts, forward=True).count(FORWARD) == 7
+    graphs = graphs_of(unet(), torch.randn(3, 1, 128, 128), "bfloat16")
+    assert operators(graphs).count(WEIGHTS) == times  # three results of 128 x 128 pixels, four of 64 x 64
+    assert operators(graphs).count(INPUT) == 9  # threads don't need memory of their own for it
+    assert operators(graphs, forward=True).count(FORWARD) == 7
 
 
 @needs_ours
 def test_no_channels_are_joined_and_no_gradient_is_cut() -> None:
-    parts = parts_of(unet(), torch.randn(3, 1, 256, 256), "bfloat16")
-    names = operators(parts)
-    assert JOIN not in [*names, *operators(parts, forward=True)]
+    graphs = graphs_of(unet(), torch.randn(3, 1, 256, 256), "bfloat16")
+    names = operators(graphs)
+    assert JOIN not in [*names, *operators(graphs, forward=True)]
     assert names.count("aten.slice.Tensor") == 4  # of weights
 
 
 def test_without_our_operator_pytorchs_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "native_is_there", lambda: False)
     network, image = unet(), torch.randn(3, 1, 128, 128)
-    parts = parts_of(network, image, "bfloat16")
+    graphs = graphs_of(network, image, "bfloat16")
     for forward in (True, False):
-        assert not set(operators(parts, forward=forward)) & {FORWARD, INPUT, WEIGHTS}
+        assert not set(operators(graphs, forward=forward)) & {FORWARD, INPUT, WEIGHTS}
     compare(network, image, "bfloat16", monkeypatch, tolerance=0)
 
 
@@ -404,9 +404,9 @@ def test_other_processors_do_without(able: dict[str, bool], monkeypatch: pytest.
 
 def test_where_onednn_is_turned_off_as_on_gpus_nothing_changes() -> None:
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
-        parts = parts_of(unet(), torch.randn(3, 1, 128, 128), "bfloat16")
-    assert not set(operators(parts)) & {INPUT, WEIGHTS, "aten.convolution.default"}
-    assert FORWARD not in operators(parts, forward=True)
+        graphs = graphs_of(unet(), torch.randn(3, 1, 128, 128), "bfloat16")
+    assert not set(operators(graphs)) & {INPUT, WEIGHTS, "aten.convolution.default"}
+    assert FORWARD not in operators(graphs, forward=True)
 
 
 class Joined(nn.Module):
@@ -492,15 +492,15 @@ def test_joined_channels_are_right_however_they_are_used(
 ) -> None:
     torch.manual_seed(0)
     network, image = kind(stride), torch.randn(3, 1, 9, width).to(memory_format=torch.channels_last)
-    parts = parts_of(network, image, precision)
-    assert operators(parts).count(WEIGHTS) == (times if precision == "bfloat16" else 0)
-    assert operators(parts, forward=True).count(FORWARD) == (times if precision == "bfloat16" and stride == 1 else 0)
+    graphs = graphs_of(network, image, precision)
+    assert operators(graphs).count(WEIGHTS) == (times if precision == "bfloat16" else 0)
+    assert operators(graphs, forward=True).count(FORWARD) == (times if precision == "bfloat16" and stride == 1 else 0)
     compare(network, image, precision, monkeypatch, tolerance=tolerance)
 
 
 def test_one_channel_stays_last_in_memory_when_samples_are_chosen() -> None:
     image = torch.randn(5, 1, 4, 6).as_strided((5, 1, 4, 6), (24, 1, 6, 1))
-    rows = Rows.of([0, 3, 4])
-    chosen = rows.of_tensor(image.clone(), torch.Size([3, 1, 4, 6]), in_place=True)
+    samples = KeptSamples.of([0, 3, 4])
+    chosen = samples.of_tensor(image.clone(), torch.Size([3, 1, 4, 6]), in_place=True)
     assert chosen.stride() == (24, 1, 6, 1)
-    assert torch.equal(chosen, image[rows.order])
+    assert torch.equal(chosen, image[samples.order])

@@ -38,7 +38,7 @@ def test_a_prepared_data_set_trains_and_infers_with_its_plan_as_it_is(
         "output_dir": str(tmp_path / "run"),
         "model_path": str(tmp_path / "model.pt"),
         "max_epochs": 1,
-        "iterations": 2,
+        "iterations_per_epoch": 2,
         "batch_size": 2,
         "num_workers": 0,
         "val_interval": 1,
@@ -76,7 +76,8 @@ def test_two_channels_other_than_ct_and_labels_with_gaps_go_all_the_way(tmp_path
     shared = {"member#features": [8, 16, 16, 16], "device": "$torch.device('cpu')", "precision": "float32"}
     training: dict[str, Any] = {
         "output_dir": str(tmp_path / "run"), "model_path": str(tmp_path / "model.pt"), "max_epochs": 1,
-        "iterations": 30, "batch_size": 4, "num_workers": 0, "val_interval": 1, "track": False, "momentum": 0.9,
+        "iterations_per_epoch": 30, "batch_size": 4, "num_workers": 0, "val_interval": 1, "track": False,
+        "momentum": 0.9,
     }  # fmt: skip
     workflow("train", "train.yaml", str(plan), **shared, **training).run()
     where = {"output_dir": str(tmp_path / "labels"), "ckpt_path": str(tmp_path / "model.pt")}

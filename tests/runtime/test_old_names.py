@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from pydoc import locate
+from typing import Any
 
 import pytest
-from conftest import BUNDLE
+import yaml
+from conftest import BUNDLE, CONFIGS
 from monai.bundle import ConfigParser
 
-from cyclic_committee.scripts.runtime.old_names import MODULES, keep_old_names
+from cyclic_committee.scripts.runtime.errors import BadInput
+from cyclic_committee.scripts.runtime.old_names import KEYS, MODULES, NAMES, keep_old_names
+from cyclic_committee.scripts.runtime.workflow import require_known_keys
 
 TODAY = "cyclic_committee.scripts"
 OLD_PLAN = """\
@@ -41,6 +47,27 @@ def test_an_old_plan_and_an_old_overlay_make_todays_parts(monkeypatch: pytest.Mo
     ]
     assert type(parser.get_parsed_content("resampling")).__module__ == "scripts.transforms.resampling"
     assert repr(parser.get_parsed_content("select")) == "SmallLoss(keep=0.5, warmup_epochs=0)"
+
+
+@pytest.mark.parametrize("old", NAMES)
+def test_an_old_class_or_function_is_found_by_its_new_name(monkeypatch: pytest.MonkeyPatch, old: str) -> None:
+    monkeypatch.syspath_prepend(str(BUNDLE))
+    found: object = locate(f"scripts.{old}")
+    assert getattr(found, "__name__", "") == NAMES[old]
+
+
+@pytest.mark.parametrize("old", KEYS)
+@pytest.mark.parametrize("config", [{"{}": 3}, {"train": {"trainer": {"mine": "@{}"}}}], ids=["given", "asked for"])
+def test_an_old_key_is_told_its_new_name(old: str, config: dict[str, Any]) -> None:
+    known = set(yaml.safe_load((CONFIGS / "train.yaml").read_text()))
+    assert KEYS[old] in known
+    asked = json.loads(json.dumps(config).replace("{}", old))
+    with pytest.raises(BadInput, match=f"^{old}: is called {KEYS[old]} today. Write that in"):
+        require_known_keys(asked, known=known)
+
+
+def test_an_old_key_is_none_in_a_bundle_that_still_has_it() -> None:
+    require_known_keys({"iterations": 3, "sampler": "@iterations"}, known={"iterations", "sampler"})
 
 
 def test_the_import_of_the_old_readme_works() -> None:

@@ -18,20 +18,20 @@ from mlflow import MlflowClient
 
 from cyclic_committee.scripts.runtime.errors import BadInput
 from cyclic_committee.scripts.training.distributed import (
-    AllRanksChoose,
-    EachRankChooses,
+    GlobalSelection,
+    LocalSelection,
     RankSampler,
     after_restart,
     attempt_prefix,
     device_of_rank,
     in_turn,
-    is_follower,
+    is_not_rank_zero,
     join,
     leave,
 )
 from cyclic_committee.scripts.training.selection import LossDifference
 
-FIVE = {**SCHEDULE, "iterations": 5, "val_interval": 1, "track": False}
+FIVE = {**SCHEDULE, "iterations_per_epoch": 5, "val_interval": 1, "track": False}
 LIMIT_S = 300  # of one start of several processes: what hangs shall fail
 
 
@@ -220,8 +220,8 @@ def test_evaluation_by_several_processes_gives_one_table(
 
 def test_one_process_alone_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = torch.rand(3, 8)
-    for ranks in (EachRankChooses(), AllRanksChoose()):
-        scores, kept = ranks.choose(LossDifference(), losses)
+    for distributed in (LocalSelection(), GlobalSelection()):
+        scores, kept = distributed.choose(LossDifference(), losses)
         assert torch.equal(scores, LossDifference().scores(losses))
         assert torch.equal(kept, LossDifference()(losses))
     assert list(RankSampler(range(3))) == [0, 1, 2]
@@ -229,7 +229,7 @@ def test_one_process_alone_needs_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert in_turn(lambda: "done") == "done"
     leave()
     monkeypatch.delenv("RANK", raising=False)
-    assert not is_follower()
+    assert not is_not_rank_zero()
     with pytest.raises(BadInput, match=r"^multi_gpu: .* Start it with `torchrun "):
         join("cpu")
 

@@ -13,7 +13,7 @@ from cyclic_committee.scripts.networks.unet import UNet2d
 from cyclic_committee.scripts.runtime.errors import BadInput
 from cyclic_committee.scripts.training.loss import NnUNetLoss, cross_entropy_per_sample
 from cyclic_committee.scripts.training.selection import EverySample, LossDifference, Rule, SmallLoss
-from cyclic_committee.scripts.training.trainer import Choice, CommitteeTrainer
+from cyclic_committee.scripts.training.trainer import CommitteeTrainer, Selection
 
 
 def batch(samples: int = 4, size: int = 16) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def make(rule: Rule, *, members: list[nn.Module] | None = None, batches: int = 1
     )
 
 
-def choice_of(trainer: CommitteeTrainer) -> Choice:
-    return trainer.state.choice
+def selection_of(trainer: CommitteeTrainer) -> Selection:
+    return trainer.state.selection
 
 
 def test_an_iteration_is_score_select_and_update_as_the_paper_has_it() -> None:
@@ -56,11 +56,11 @@ def test_an_iteration_is_score_select_and_update_as_the_paper_has_it() -> None:
 
     image, label = batch()["image"], batch()["label"]
     losses = torch.stack([cross_entropy_per_sample(member(image)[0], label) for member in members]).detach()
-    assert torch.allclose(choice_of(trainer).losses, losses, atol=1e-6)
+    assert torch.allclose(selection_of(trainer).losses, losses, atol=1e-6)
     for k, member in enumerate(members):
         p, q = (peer for peer in range(3) if peer != k)
         chosen = (losses[p] - losses[q]).abs().argsort()[:2].sort().values
-        assert choice_of(trainer).kept[k].nonzero()[:, 0].tolist() == chosen.tolist()
+        assert selection_of(trainer).kept[k].nonzero()[:, 0].tolist() == chosen.tolist()
         optimizer = torch.optim.SGD(member.parameters(), lr=0.1, momentum=0.9, nesterov=True)
         NnUNetLoss()(member(image[chosen]), label[chosen]).backward()
         nn.utils.clip_grad_norm_(member.parameters(), 12.0)
@@ -76,7 +76,7 @@ def test_all_scores_are_taken_before_any_update() -> None:
     image, label = batch()["image"], batch()["label"]
     for k, member in enumerate(before.members):
         expected = cross_entropy_per_sample(member(image)[0], label)
-        assert torch.allclose(choice_of(trainer).losses[k], expected, atol=1e-6)
+        assert torch.allclose(selection_of(trainer).losses[k], expected, atol=1e-6)
 
 
 def test_the_gradients_of_each_member_are_clipped_by_its_own_norm() -> None:
@@ -119,13 +119,13 @@ def test_the_output_is_what_monais_handlers_expect() -> None:
     assert set(output[0]) == {"image", "label", "pred", "loss"}
     assert output[0]["pred"].shape == (3, 16, 16)
     assert torch.allclose(output[0]["pred"].sum(dim=0), torch.ones(16, 16), atol=1e-5)
-    assert float(output[0]["loss"]) == pytest.approx(choice_of(trainer).learned.mean().item())
+    assert float(output[0]["loss"]) == pytest.approx(selection_of(trainer).training_loss.mean().item())
 
 
 def test_the_rule_sees_the_epoch() -> None:
     trainer = make(LossDifference(keep=0.25, warmup_epochs=2), max_epochs=3)
     kept: list[int] = []
-    trainer.add_event_handler("EPOCH_COMPLETED", lambda engine: kept.append(int(engine.state.choice.kept[0].sum())))
+    trainer.add_event_handler("EPOCH_COMPLETED", lambda engine: kept.append(int(engine.state.selection.kept[0].sum())))
     trainer.run()
     assert kept == [4, 3, 1]  # 1.0, 0.625 and 0.25 of 4
 
@@ -148,7 +148,9 @@ def test_any_architecture_can_be_a_member() -> None:
 def test_training_lowers_the_loss() -> None:
     trainer = make(EverySample(), batches=30)
     seen: list[float] = []
-    trainer.add_event_handler("ITERATION_COMPLETED", lambda engine: seen.append(engine.state.choice.learned.mean()))
+    trainer.add_event_handler(
+        "ITERATION_COMPLETED", lambda engine: seen.append(engine.state.selection.training_loss.mean())
+    )
     trainer.run()
     assert seen[-1] < 0.9 * seen[0]
 
@@ -156,8 +158,8 @@ def test_training_lowers_the_loss() -> None:
 def test_bfloat16_chooses_and_learns_nearly_as_float32() -> None:
     full, half = make(SmallLoss()), make(SmallLoss(), precision="bfloat16")
     full.run(), half.run()
-    assert torch.allclose(choice_of(full).losses, choice_of(half).losses, rtol=0.05)
-    assert choice_of(half).learned.dtype == torch.float32
+    assert torch.allclose(selection_of(full).losses, selection_of(half).losses, rtol=0.05)
+    assert selection_of(half).training_loss.dtype == torch.float32
     assert all(parameter.dtype == torch.float32 for parameter in half.network.parameters())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..estimate.memory import cuda_memory, member_footprint
+from ..estimate.memory import cuda_memory, member_activations
 from ..estimate.settings import read_settings
 from ..runtime.errors import BadInput
 
@@ -65,7 +65,7 @@ def cuda_bytes(batch: int, fold: Path) -> int:
     if str(fold) not in sys.path:
         sys.path.insert(1, str(fold))  # as `monai.bundle run` does, for the configuration's own scripts
     settings = read_settings([str(fold / "configs" / "train.yaml")], {"batch_size": batch})
-    footprints = [member_footprint(member, settings, device="CUDA") for member in settings.members]
-    if None in footprints:
+    members = [member_activations(member, settings, device="CUDA") for member in settings.members]
+    if None in members:
         raise BadInput("gpu_customization: a member can't be traced, so its memory is unknown. Leave it out.")
-    return sum(cuda_memory(settings, footprints).values())
+    return sum(cuda_memory(settings, members).values())

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-Place = AbstractContextManager[object]  # what is called within it runs there
+StreamContext = AbstractContextManager[object]  # what is called within it runs there
 
 
 class SideStreams:
@@ -24,7 +24,7 @@ class SideStreams:
         self.streams = [torch.cuda.Stream(device) for _ in range(members)]
 
     @contextmanager
-    def fork(self) -> Iterator[Sequence[Place]]:
+    def fork(self) -> Iterator[Sequence[StreamContext]]:
         """Yield a context for each member; what it does begins after the main stream's work, which then waits."""
         main = torch.cuda.current_stream(self.device)
         for stream in self.streams:

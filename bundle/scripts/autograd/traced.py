@@ -18,7 +18,7 @@ from .recomputation import with_results_again
 DETACH = torch.ops.aten.detach.default
 
 
-class Parts(NamedTuple):
+class TracedGraphs(NamedTuple):
     """A network's forward and backward pass for one batch size, as graphs of PyTorch operators."""
 
     forward: fx.GraphModule  # [parameters, buffers, image] -> (outputs, saved)
@@ -30,7 +30,7 @@ class Parts(NamedTuple):
 
 def trace(
     network: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast, recompute: bool = True
-) -> Parts:
+) -> TracedGraphs:
     """Write down a network's forward and backward pass on a batch of this size; nothing is computed.
 
     PyTorch's autograd itself derives the backward pass; all that is done here is to cut its list of operators in two.
@@ -46,13 +46,13 @@ def trace(
         Exception: PyTorch can't trace the network, such as when its control flow depends on values.
     """
     inputs = [*network.parameters(), *network.buffers()]
-    places = state_places(network)
+    slots = parameter_slots(network)
 
     def both_passes(parameters: list[Tensor], buffers: list[Tensor], image: Tensor) -> Any:
         with torch.enable_grad():
             leaves = [parameter.detach().requires_grad_() for parameter in parameters]
             stand_ins = dict(zip(map(id, inputs), [*leaves, *buffers], strict=True))
-            state = {name: stand_ins[id(tensor)] for name, tensor in places.items()}
+            state = {name: stand_ins[id(tensor)] for name, tensor in slots.items()}
             with torch.autocast(
                 autocast.device, dtype=autocast.fast_dtype, enabled=autocast._enabled, cache_enabled=False
             ):
@@ -68,8 +68,8 @@ def trace(
     return cut(graph, parameters=len(list(network.parameters())), recompute=recompute)
 
 
-def state_places(network: nn.Module) -> dict[str, Tensor]:
-    """Return every place that holds a parameter or buffer: a shared tensor twice, that of a shared module once.
+def parameter_slots(network: nn.Module) -> dict[str, Tensor]:
+    """Return every slot that holds a parameter or buffer: a shared tensor twice, that of a shared module once.
 
     `functional_call` would leave its stand-ins behind in a module that has two names, such as those of DynUNet.
     """
@@ -80,7 +80,7 @@ def state_places(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def cut(graph: fx.GraphModule, *, parameters: int, recompute: bool) -> Parts:
+def cut(graph: fx.GraphModule, *, parameters: int, recompute: bool) -> TracedGraphs:
     """Cut the operators of both passes in two: what depends on the outputs' gradients is the backward pass."""
     for node in graph.graph.nodes:
         if node.target is DETACH:  # there is no autograd to detach from when the graph is run
@@ -106,7 +106,7 @@ def cut(graph: fx.GraphModule, *, parameters: int, recompute: bool) -> Parts:
         second = with_results_again(first, second)
     needed = {source for node in second for source in node.all_input_nodes}
     saved = [node for node in first if node in needed]
-    return Parts(
+    return TracedGraphs(
         extract(graph, inputs=[], nodes=first, results=(outputs, saved)),
         extract(graph, inputs=[*saved, *gradients_out], nodes=second, results=result.args[0][2 * heads :]),
         [node.meta["val"].shape for node in saved],
@@ -129,14 +129,14 @@ def extract(
 
 
 @dataclass(frozen=True)
-class Rows:
+class KeptSamples:
     """Where the chosen samples of a batch lie once they are moved to its front, by as few copies as possible."""
 
     order: list[int]  # the sample in each row
     moves: list[tuple[int, int]]  # (to, from)
 
     @classmethod
-    def of(cls, chosen: Sequence[int]) -> Rows:
+    def of(cls, chosen: Sequence[int]) -> KeptSamples:
         """Return the rows for the indices of the chosen samples: those of the back fill the gaps in front."""
         kept = len(chosen)
         gaps = [row for row in range(kept) if row not in chosen]

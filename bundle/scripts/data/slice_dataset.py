@@ -38,15 +38,17 @@ class SliceSampler(Sampler[list[Draw]]):
 
     Args:
         batch_size: samples in a mini-batch of this process.
-        iterations: mini-batches in an epoch, whatever the size of the data set.
+        iterations_per_epoch: mini-batches in an epoch, whatever the size of the data set.
         seed: of the run.
     """
 
-    def __init__(self, *, batch_size: int, iterations: int, seed: int = 0) -> None:
-        if batch_size < 1 or iterations < 1:
-            raise BadInput(f"batch_size and iterations must be at least 1, got {batch_size} and {iterations}.")
+    def __init__(self, *, batch_size: int, iterations_per_epoch: int, seed: int = 0) -> None:
+        if batch_size < 1 or iterations_per_epoch < 1:
+            raise BadInput(
+                f"batch_size and iterations_per_epoch must be at least 1, got {batch_size} and {iterations_per_epoch}."
+            )
         self.batch_size = batch_size
-        self.iterations = iterations
+        self.iterations_per_epoch = iterations_per_epoch
         self.seed = seed
         self.epoch = 0
 
@@ -55,13 +57,13 @@ class SliceSampler(Sampler[list[Draw]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.iterations
+        return self.iterations_per_epoch
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rank, world = idist.get_rank(), idist.get_world_size()
         samples = self.batch_size * world
         random_places = round(samples * (1 - 0.33))
-        for iteration in range(self.iterations):
+        for iteration in range(self.iterations_per_epoch):
             seeds = np.random.SeedSequence([self.seed, self.epoch, iteration, 0]).generate_state(samples)
             draws = [(int(seed), place >= random_places) for place, seed in enumerate(seeds)]
             yield draws[rank::world]

@@ -13,13 +13,13 @@ from torch import Tensor, UntypedStorage, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..autograd.traced import Parts
+from ..autograd.traced import TracedGraphs
 
 Sizes = dict[int, int]  # bytes of each storage: tensors that share their memory count once
 
 
 @dataclass(frozen=True)
-class Footprint:
+class ActivationMemory:
     """What one member's intermediate results take, in bytes; its parameters, buffers, gradients and image apart."""
 
     in_one_pass: bool  # scores and gradients from one forward pass; else from two
@@ -47,54 +47,56 @@ class Footprint:
         return self.outputs + max(self.forward_again + self.loss, self.backward_again)
 
 
-def footprint(many: Parts, few: Parts, *, in_one_pass: bool, loss: int) -> Footprint:
-    """Return what a member's run over all samples, `many`, and learning from the chosen ones, `few`, take."""
-    kept, inputs, outputs = forward_sizes(many)
-    few_kept, few_inputs, few_outputs = forward_sizes(few)
-    return Footprint(
+def activation_memory(
+    full_graph: TracedGraphs, kept_graph: TracedGraphs, *, in_one_pass: bool, loss: int
+) -> ActivationMemory:
+    """Return what a member's run over all samples takes, as `full_graph`, and learning from the chosen ones."""
+    kept, inputs, outputs = forward_sizes(full_graph)
+    again_kept, again_inputs, again_outputs = forward_sizes(kept_graph)
+    return ActivationMemory(
         in_one_pass=in_one_pass,
         outputs=sum(outputs.values()),
-        scoring=peak(many.forward, outside=inputs, last=outputs),
-        forward=peak(many.forward, outside=inputs, last={**kept, **outputs}),
+        scoring=peak(full_graph.forward, outside=inputs, last=outputs),
+        forward=peak(full_graph.forward, outside=inputs, last={**kept, **outputs}),
         kept=sum({**kept, **outputs}.values()),
-        backward=backward_peak(few, [size_of(value, inputs) for value in saved_values(many)]),
-        forward_again=peak(few.forward, outside=few_inputs, last={**few_kept, **few_outputs}),
-        backward_again=backward_peak(few, [size_of(value, few_inputs) for value in saved_values(few)]),
+        backward=backward_peak(kept_graph, [size_of(value, inputs) for value in saved_values(full_graph)]),
+        forward_again=peak(kept_graph.forward, outside=again_inputs, last={**again_kept, **again_outputs}),
+        backward_again=backward_peak(kept_graph, [size_of(value, again_inputs) for value in saved_values(kept_graph)]),
         loss=loss,
     )
 
 
-def forward_sizes(parts: Parts) -> tuple[Sizes, set[int], Sizes]:
+def forward_sizes(graphs: TracedGraphs) -> tuple[Sizes, set[int], Sizes]:
     """Return the storages that are kept for the backward pass, those of the inputs, and those of the outputs."""
-    nodes = list(parts.forward.graph.nodes)
+    nodes = list(graphs.forward.graph.nodes)
     inputs = {key for node in nodes if node.op == "placeholder" for key in sizes_of(node.meta.get("val"))}
     kept, outputs = (merged(node.meta.get("val") for node in part) for part in reversed(nodes[-1].args[0]))
     return without(kept, inputs), inputs, without(outputs, inputs)
 
 
-def saved_values(parts: Parts) -> list[Any]:
+def saved_values(graphs: TracedGraphs) -> list[Any]:
     """Return the tensors that the backward pass needs from the forward pass, as the trace has them."""
-    *_, result = parts.forward.graph.nodes
+    *_, result = graphs.forward.graph.nodes
     return [node.meta.get("val") for node in result.args[0][1]]
 
 
-def output_values(parts: Parts) -> list[Tensor]:
+def output_values(graphs: TracedGraphs) -> list[Tensor]:
     """Return the network's outputs, as the trace has them."""
-    *_, result = parts.forward.graph.nodes
+    *_, result = graphs.forward.graph.nodes
     return [node.meta["val"] for node in result.args[0][0]]
 
 
-def backward_peak(parts: Parts, saved_sizes: Sequence[int]) -> int:
+def backward_peak(graphs: TracedGraphs, saved_sizes: Sequence[int]) -> int:
     """Return the most that a backward pass takes which begins with what was saved, each of these sizes."""
-    nodes = list(parts.backward.graph.nodes)
-    *_, forward_result = parts.forward.graph.nodes
+    nodes = list(graphs.backward.graph.nodes)
+    *_, forward_result = graphs.forward.graph.nodes
     given = [node.meta.get("val") for node in (*forward_result.args[0][1], *forward_result.args[0][0])]
     sizes: Sizes = {}
     for value, size in zip(given, saved_sizes, strict=False):
         for key in sizes_of(value):
             sizes[key] = max(sizes.get(key, 0), size)
     gradients = merged(node.meta.get("val") for node in nodes[-1].args[0] if node is not None)
-    return peak(parts.backward, outside=set(gradients), last={}, given=given, sizes=sizes)
+    return peak(graphs.backward, outside=set(gradients), last={}, given=given, sizes=sizes)
 
 
 def peak(

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.errors import BadInput
-from .memory import available_bytes, cpu_memory, cuda_memory, member_footprint, resident_bytes, step_bytes
+from .memory import available_bytes, cpu_memory, cuda_memory, member_activations, resident_bytes, step_bytes
 from .model_size import count_macs
 from .settings import Settings, read_settings
 from .time import loading_seconds, member_seconds
@@ -64,15 +64,15 @@ def estimate(
     first = {kind: kinds.index(kind) for kind in kinds}  # of each kind
     free = {"CPU": available_bytes(), "CUDA": torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None}
     with tqdm(total=2 * len(first), desc="tracing", unit="network", leave=False, disable=None) as bar:
-        footprints = {}
+        of_kinds = {}
         for kind, k in first.items():
             with bad_input_of(names[k], settings):
                 for device in free:
-                    footprints[device, kind] = member_footprint(members[k], settings, device=device)
+                    of_kinds[device, kind] = member_activations(members[k], settings, device=device)
             bar.update()
         libraries = resident_bytes()
         keep_freed_memory()
-        of_members = {device: [footprints[device, kind] for kind in kinds] for device in free}
+        of_members = {device: [of_kinds[device, kind] for kind in kinds] for device in free}
         needed = max(step_bytes(settings, of_one) for of_one in of_members["CPU"])
         seconds = None
         if free["CPU"] is None or needed < free["CPU"]:
@@ -92,7 +92,7 @@ def estimate(
         shape=settings.shape,
         batch=settings.batch,
         kept=settings.kept,
-        iterations=settings.iterations,
+        iterations=settings.iterations_per_epoch,
         epochs=settings.epochs,
         memory=memory,
         free=free,
@@ -100,7 +100,7 @@ def estimate(
         threads=torch.get_num_threads(),
         notes=notes_on(
             settings,
-            [names[k] for kind, k in first.items() if footprints["CPU", kind] is None],
+            [names[k] for kind, k in first.items() if of_kinds["CPU", kind] is None],
             timed=seconds is not None,
         ),
     )

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..autograd.forward import obstacle_of
-from ..autograd.traced import Parts, trace
+from ..autograd.traced import TracedGraphs, trace
 from ..training.trainer import score
-from .activations import Alive, Footprint, footprint, output_values
+from .activations import ActivationMemory, Alive, activation_memory, output_values
 from .settings import Settings
 
 # What a training takes beyond its tensors, fitted to trainings of 0.8 to 9.0 GiB (torch 2.13, Linux): a share of the
@@ -29,7 +29,7 @@ LOADED_LATER = 64 * 2**20
 CUDA_CONTEXT = 400 * 2**20
 
 
-def cpu_memory(settings: Settings, members: Sequence[Footprint | None], *, libraries: int) -> dict[str, int]:
+def cpu_memory(settings: Settings, members: Sequence[ActivationMemory | None], *, libraries: int) -> dict[str, int]:
     """Return the bytes of each part of a training's memory on the CPU.
 
     Args:
@@ -45,7 +45,7 @@ def cpu_memory(settings: Settings, members: Sequence[Footprint | None], *, libra
     }
 
 
-def cuda_memory(settings: Settings, members: Sequence[Footprint | None]) -> dict[str, int]:
+def cuda_memory(settings: Settings, members: Sequence[ActivationMemory | None]) -> dict[str, int]:
     """Return the bytes of each part of a training's memory on a CUDA device; see `cpu_memory`."""
     tensors = {**lasting(settings), "activations": activations(settings, members, streams=True)}
     return {"CUDA's context": CUDA_CONTEXT, **tensors}
@@ -62,7 +62,7 @@ def lasting(settings: Settings) -> dict[str, int]:
     }
 
 
-def activations(settings: Settings, members: Sequence[Footprint | None], *, streams: bool = False) -> int:
+def activations(settings: Settings, members: Sequence[ActivationMemory | None], *, streams: bool = False) -> int:
     """Return the most that intermediate results take; with streams, as on a GPU, members may run at once."""
     known = [member for member in members if member is not None]
     label = settings.noise(1)[1]
@@ -80,24 +80,24 @@ def activations(settings: Settings, members: Sequence[Footprint | None], *, stre
     return max(most, at_once) if streams else most
 
 
-def step_bytes(settings: Settings, member: Footprint | None) -> int:
+def step_bytes(settings: Settings, member: ActivationMemory | None) -> int:
     """Return what one member's step takes beyond the network."""
     gradients = max(tensor_bytes(member.parameters()) for member in settings.members)
     of_one = 0 if member is None else max(member.before(), member.after())
     return 3 * gradients + int((1 + HEAP) * of_one)
 
 
-def member_footprint(member: nn.Module, settings: Settings, *, device: str = "CPU") -> Footprint | None:
+def member_activations(member: nn.Module, settings: Settings, *, device: str = "CPU") -> ActivationMemory | None:
     """Return what a member's intermediate results take on the "CPU" or on a "CUDA" device, which needn't be there.
 
     None: the member can't be traced.
     """
     if device == "CUDA":  # where PyTorch's own operators do what ours do on a CPU, and keep more
         with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
-            return member_footprint(member, settings)
-    known: dict[tuple[int, bool], Parts] = {}
+            return member_activations(member, settings)
+    known: dict[tuple[int, bool], TracedGraphs] = {}
 
-    def parts(samples: int, *, recompute: bool = True) -> Parts:
+    def graphs(samples: int, *, recompute: bool = True) -> TracedGraphs:
         if (samples, recompute) not in known:
             image = torch.empty(samples, *settings.shape[1:])
             known[samples, recompute] = trace(
@@ -105,15 +105,16 @@ def member_footprint(member: nn.Module, settings: Settings, *, device: str = "CP
             )
         return known[samples, recompute]
 
-    one_pass = "OneForward" in [kind.__name__ for kind in type(settings.passes).__mro__]  # a module may live twice
-    traced = obstacle_of(parts, settings.batch) is None
+    kinds = [kind.__name__ for kind in type(settings.backward_mode).__mro__]  # by name: a module may live twice
+    one_pass = "SharedForward" in kinds
+    traced = obstacle_of(graphs, settings.batch) is None
     try:
-        many, few = (parts(samples, recompute=traced) for samples in (settings.batch, settings.most_kept))
+        full_graph, kept_graph = (graphs(samples, recompute=traced) for samples in (settings.batch, settings.most_kept))
     except Exception:  # whatever PyTorch's tracer can't do
         return None
-    heads = [torch.zeros(1, *value.shape[1:], dtype=value.dtype) for value in output_values(few)]
+    heads = [torch.zeros(1, *value.shape[1:], dtype=value.dtype) for value in output_values(kept_graph)]
     loss = settings.most_kept * loss_peak(settings.loss, heads, settings.noise(1)[1])
-    return footprint(many, few, in_one_pass=one_pass and traced, loss=loss)
+    return activation_memory(full_graph, kept_graph, in_one_pass=one_pass and traced, loss=loss)
 
 
 def loss_peak(loss: Callable[[Any, Tensor], Tensor], outputs: Sequence[Tensor], label: Tensor) -> int:

@@ -24,7 +24,7 @@ class Settings:
     members: list[nn.Module]
     optimizer: torch.optim.Optimizer
     loss: Callable[[Any, Tensor], Tensor]
-    passes: Any
+    backward_mode: Any
     inferer: Any
     precision: str
     autocast: torch.autocast  # what it means on this CPU
@@ -36,7 +36,7 @@ class Settings:
     most_kept: int  # samples that a member learns from in the first epoch
     kept: int  # in the last
     gradient_clip: float
-    iterations: int  # in an epoch
+    iterations_per_epoch: int  # in an epoch
     epochs: int
     workers: int
 
@@ -84,7 +84,7 @@ def settings_from(parser: ConfigParser) -> Settings:
         members=list(network.train().members),
         optimizer=get("optimizer"),
         loss=get("loss"),
-        passes=get("passes"),
+        backward_mode=get("backward_mode"),
         inferer=get("train#inferer"),
         precision=get("precision"),
         autocast=autocast("cpu", get("precision")),
@@ -96,7 +96,7 @@ def settings_from(parser: ConfigParser) -> Settings:
         most_kept=kept(0),
         kept=kept(epochs - 1),
         gradient_clip=float(get("gradient_clip")),
-        iterations=int(get("iterations")),
+        iterations_per_epoch=int(get("iterations_per_epoch")),
         epochs=epochs,
         workers=int(get("num_workers")),
     )

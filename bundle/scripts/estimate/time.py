@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..autograd.traced import Rows
+from ..autograd.traced import KeptSamples
 from ..data.slice_dataset import plain_tensors
 from ..training.trainer import score
 from .settings import Settings
@@ -25,16 +25,16 @@ def member_seconds(member: nn.Module, settings: Settings) -> float:
     The member is changed by it.
     """
     image, label = settings.noise(settings.batch)
-    rows = Rows.of(range(settings.batch - settings.kept, settings.batch))
+    kept_samples = KeptSamples.of(range(settings.batch - settings.kept, settings.batch))
 
     def loss(output: Tensor) -> Tensor:
-        return settings.loss(output, label[rows.order])
+        return settings.loss(output, label[kept_samples.order])
 
     def step() -> None:
-        forward = settings.passes(member, image, inferer=settings.inferer, autocast=settings.autocast)
+        forward = settings.backward_mode(member, image, inferer=settings.inferer, autocast=settings.autocast)
         score([forward.logits], label)
         settings.optimizer.zero_grad(set_to_none=True)
-        forward.backward(rows, loss)
+        forward.backward(kept_samples, loss)
         nn.utils.clip_grad_norm_(member.parameters(), settings.gradient_clip)
         settings.optimizer.step()
 

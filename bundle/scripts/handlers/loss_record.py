@@ -70,7 +70,7 @@ class LossRecord:
         self.labels = labels or {}
         self.orientation = orientation
         self.areas = torch.zeros(0)
-        self.rows: list[tuple[int, Any, Tensor]] = []  # iteration, choice, areas
+        self.rows: list[tuple[int, Any, Tensor]] = []  # iteration, selection, areas
 
     def attach(self, engine: Any) -> None:
         """Look at every iteration, write at every epoch's end."""
@@ -97,7 +97,7 @@ class LossRecord:
 
     def iteration_completed(self, engine: Any) -> None:
         """Keep what the iteration has shown."""
-        self.rows.append((engine.state.iteration, engine.state.choice, self.areas))
+        self.rows.append((engine.state.iteration, engine.state.selection, self.areas))
 
     def epoch_completed(self, engine: Any) -> None:
         """Append the epoch's samples, of all processes."""
@@ -131,17 +131,17 @@ def class_areas(pred: Tensor, label: Tensor) -> Tensor:
 
 
 def as_batch(rows: Sequence[tuple[int, Any, Tensor]], *, epoch: int) -> pa.RecordBatch:
-    """Return an epoch's rows of `LossRecord`: an iteration's number, its `trainer.Choice` and its areas each."""
-    samples = [sample for _, choice, _ in rows for sample in choice.samples]
-    iterations = [iteration for iteration, choice, _ in rows for _ in choice.samples]
+    """Return an epoch's rows of `LossRecord`: an iteration's number, its `trainer.Selection` and its areas each."""
+    samples = [sample for _, selection, _ in rows for sample in selection.samples]
+    iterations = [iteration for iteration, selection, _ in rows for _ in selection.samples]
     areas = torch.cat([areas for _, _, areas in rows]).to("cpu", torch.int32).numpy()  # (samples, 3, classes)
     columns = {
         "epoch": pa.array(np.full(len(samples), epoch, np.int32)),
         "iteration": pa.array(np.array(iterations, np.int32)),
         "case": pa.array([case for case, _ in samples], pa.string()).dictionary_encode(),
         "slice": pa.array(np.array([index for _, index in samples], np.int32)),
-        "losses": lists(torch.cat([choice.losses.float() for _, choice, _ in rows], dim=1).T.numpy()),
-        "kept": lists(torch.cat([choice.kept for _, choice, _ in rows], dim=1).T.numpy()),
+        "losses": lists(torch.cat([selection.losses.float() for _, selection, _ in rows], dim=1).T.numpy()),
+        "kept": lists(torch.cat([selection.kept for _, selection, _ in rows], dim=1).T.numpy()),
         **{name: lists(areas[:, k]) for k, name in enumerate(("labelled", "expected", "agreed"))},
     }
     return pa.RecordBatch.from_pydict(columns)

@@ -19,7 +19,7 @@ from ..runtime.atomic_files import write_whole
 
 
 class SelectionStatistics:
-    """Collect `state.choice`: a handler for the trainer.
+    """Collect `state.selection`: a handler for the trainer.
 
     At an epoch's end `state.epoch_statistics` holds, for each member k: `loss/member_k` (training loss),
     `kept/member_k` (share), `score_kept/member_k` and `score_dropped/member_k` (means of the rule's scores); for each
@@ -33,33 +33,34 @@ class SelectionStatistics:
 
     def __init__(self, output_dir: str) -> None:
         self.path = Path(output_dir) / "selection.csv"
-        self.choices: list[Any] = []
+        self.selections: list[Any] = []
 
     def attach(self, engine: Any) -> None:
         """Collect every iteration, sum up every epoch; the counts are part of the engine's checkpoint."""
         engine.state_dict_user_keys.append("selection_counts")
         engine.state.selection_counts = {}
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self.choices.clear())
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self.selections.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
     def iteration_completed(self, engine: Any) -> None:
-        """Keep the choice."""
-        self.choices.append(engine.state.choice)
+        """Keep what was chosen in an iteration, until the epoch ends."""
+        self.selections.append(engine.state.selection)
 
     def epoch_completed(self, engine: Any) -> None:
         """Set the epoch's statistics, count what was dropped and write the counts."""
         own = {
-            "learned": torch.stack([choice.learned for choice in self.choices]).tolist(),  # (iterations, members)
-            "kept": torch.cat([choice.kept for choice in self.choices], dim=1).tolist(),  # (members, samples)
-            "scores": torch.cat([choice.scores for choice in self.choices], dim=1).tolist(),  # (members, samples)
-            "samples": [f"{case}/{index}" for choice in self.choices for case, index in choice.samples],
+            # (iterations, members), and twice (members, samples)
+            "training_losses": torch.stack([one.training_loss for one in self.selections]).tolist(),
+            "kept": torch.cat([one.kept for one in self.selections], dim=1).tolist(),
+            "scores": torch.cat([one.scores for one in self.selections], dim=1).tolist(),
+            "samples": [f"{case}/{index}" for one in self.selections for case, index in one.samples],
         }
         of_ranks = [json.loads(text) for text in string_list_all_gather([json.dumps(own)])]
-        learned = torch.cat([torch.tensor(one["learned"]) for one in of_ranks])
+        training_losses = torch.cat([torch.tensor(one["training_losses"]) for one in of_ranks])
         kept = torch.cat([torch.tensor(one["kept"]) for one in of_ranks], dim=1)
         scores = torch.cat([torch.tensor(one["scores"]) for one in of_ranks], dim=1)
-        statistics = epoch_statistics(learned, kept, scores)
+        statistics = epoch_statistics(training_losses, kept, scores)
         engine.state.epoch_statistics = {**statistics, "seconds": engine.state.times[Events.EPOCH_COMPLETED.name]}
         samples = [sample for one in of_ranks for sample in one["samples"]]
         for sample, keepers in zip(samples, kept.sum(dim=0).tolist(), strict=True):
@@ -70,17 +71,17 @@ class SelectionStatistics:
             write_counts(engine.state.selection_counts, self.path)
 
 
-def epoch_statistics(learned: Tensor, kept: Tensor, scores: Tensor) -> dict[str, float]:
+def epoch_statistics(training_losses: Tensor, kept: Tensor, scores: Tensor) -> dict[str, float]:
     """Return an epoch's statistics by name; a mean over nothing is left out.
 
     Args:
-        learned: training losses, `(iterations, members)`.
+        training_losses: training losses, `(iterations, members)`.
         kept: `(members, samples)` bool, over all iterations.
         scores: `(members, samples)`.
     """
     statistics = {}
     for k in range(len(kept)):
-        statistics[f"loss/member_{k}"] = learned[:, k].mean().item()
+        statistics[f"loss/member_{k}"] = training_losses[:, k].mean().item()
         statistics[f"kept/member_{k}"] = kept[k].float().mean().item()
         for name, mask in (("score_kept", kept[k]), ("score_dropped", ~kept[k])):
             if mask.any():

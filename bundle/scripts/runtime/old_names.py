@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
+
+from .errors import BadInput
 
 # what configurations and documents named when all modules lay in one folder
 MODULES = {
@@ -45,6 +50,38 @@ MODULES = {
     "workflow": "runtime.workflow",
 }
 
+# class or function of 0.1, by the old name of its module -> its name there today
+NAMES = {
+    "forward.OneForward": "SharedForward",
+    "forward.TwoForwards": "RecomputeForward",
+    "forward.WholeGraph": "PlainAutograd",
+    "loss.AllRanksNnUNetLoss": "GlobalNnUNetLoss",
+    "ranks.AllRanksChoose": "GlobalSelection",
+    "ranks.EachRankChooses": "LocalSelection",
+    "ranks.is_follower": "is_not_rank_zero",
+}
+# key of a configuration in 0.1 -> today's
+KEYS = {
+    "follower": "is_not_rank_zero",
+    "iterations": "iterations_per_epoch",
+    "passes": "backward_mode",
+    "ranks": "distributed",
+}
+
+
+def refuse_old_keys(config: Mapping[str, Any], *, known: Collection[str]) -> None:
+    """Raise `BadInput` for a key by its name in 0.1, given or asked for, with its name of today.
+
+    Args:
+        config: of top-level keys, or `a#b`.
+        known: keys of the bundle that it is for, which may be an older one.
+    """
+    text = json.dumps(config, default=str)
+    given = {key.split("#")[0] for key in config}
+    for old, today in KEYS.items():
+        if old not in known and (old in given or re.search(rf"[@%]{old}\b", text)):
+            raise BadInput(f"{old}: is called {today} today. Write that in your configuration or command.")
+
 
 def keep_old_names(package: str) -> None:
     """Let a package's modules be imported by their old names, too: `scripts.selection.SmallLoss` is found.
@@ -74,5 +111,6 @@ class OldNames(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Make the empty module answer with what today's has."""
-        today = import_module(f"{self.old_names_of}.{MODULES[module.__name__.rpartition('.')[2]]}")
-        module.__getattr__ = lambda name: getattr(today, name)  # type: ignore[method-assign]
+        old = module.__name__.rpartition(".")[2]
+        today = import_module(f"{self.old_names_of}.{MODULES[old]}")
+        module.__getattr__ = lambda name: getattr(today, NAMES.get(f"{old}.{name}", name))  # type: ignore[method-assign]

@@ -19,6 +19,7 @@ from monai.utils import set_determinism
 from .allocator import keep_freed_memory
 from .bundle_paths import bundle_root
 from .errors import BadInput, one_line_errors
+from .old_names import refuse_old_keys
 
 NOISE = ("monai", "ignite", "torch", "mlflow", "alembic")  # their warnings are for programmers, not for users
 
@@ -68,8 +69,9 @@ def running_parser() -> ConfigParser | None:
 
 
 def require_known_keys(config: dict[str, Any], *, known: set[str]) -> None:
-    """Raise `BadInput` for a top-level key that the bundle doesn't know and no other key refers to."""
+    """Raise `BadInput` for a top-level key that the bundle doesn't know and no other key refers to, or an old name."""
     text = json.dumps(config, default=str)
+    refuse_old_keys(config, known=known)
     for key in config:
         if key in known or key.startswith("_") or re.search(rf"[@%]{re.escape(key)}\b", text):
             continue

@@ -82,7 +82,7 @@ def device_of_rank() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def is_follower() -> bool:
+def is_not_rank_zero() -> bool:
     """Return whether another process writes the files: all but the first one. Known before they have met."""
     return int(os.environ.get("RANK", 0)) > 0
 
@@ -134,7 +134,7 @@ class RankSampler(Sampler[int]):
         return len(list(iter(self)))
 
 
-class Ranks(ABC):
+class DistributedSelection(ABC):
     """Lets processes that have a part of every mini-batch each learn as one; one process alone does so anyway.
 
     The mini-batch of all processes holds place 0 of every rank, then place 1 of every rank, and so on.
@@ -192,27 +192,27 @@ class Ranks(ABC):
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
-class EachRankChooses(Ranks):
+class LocalSelection(DistributedSelection):
     """The rule sees a process' own part of the mini-batch: nothing is exchanged for the choice."""
 
     def choose(self, rule: Rule, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Ranks`."""
+        """See `DistributedSelection`."""
         scores = rule.scores(losses.cpu())  # a GPU is waited for once
         return scores, rule.choose(scores)
 
 
-class AllRanksChoose(Ranks):
+class GlobalSelection(DistributedSelection):
     """The rule sees the mini-batch of all processes: the losses are gathered, and there is one decision.
 
-    A process may then learn from all of its samples, or from none. With `loss.AllRanksNnUNetLoss` training is the same
+    A process may then learn from all of its samples, or from none. With `loss.GlobalNnUNetLoss` training is the same
     as that of one process with the whole mini-batch.
     """
 
     def choose(self, rule: Rule, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Ranks`."""
+        """See `DistributedSelection`."""
         world, rank = idist.get_world_size(), idist.get_rank()
         if world == 1:
-            return EachRankChooses().choose(rule, losses)
+            return LocalSelection().choose(rule, losses)
         of_ranks = [torch.empty_like(losses) for _ in range(world)]
         distributed.all_gather(of_ranks, losses.contiguous())
         of_all = torch.stack(of_ranks, dim=2).flatten(1)  # (members, samples of all): place by place

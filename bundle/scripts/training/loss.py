@@ -43,13 +43,13 @@ class NnUNetLoss(nn.Module):
         return total
 
 
-class AllRanksNnUNetLoss(nn.Module):
+class GlobalNnUNetLoss(nn.Module):
     """`NnUNetLoss` over the samples that the processes have chosen together: what one process with all would have.
 
     Each process' sums are added up over all of them, and gradients go through the sums to each one's own samples. All
     processes have to call it, also those without a sample. In one process it is `NnUNetLoss`, to rounding.
 
-    The value is that of all samples. Its gradients are as large as `distributed.Ranks.average` expects them: their
+    The value is that of all samples. Its gradients are as large as `DistributedSelection.average` expects them: their
     mean, weighted with each process' number of samples, is the gradient of the value.
     """
 
@@ -62,7 +62,7 @@ class AllRanksNnUNetLoss(nn.Module):
         total = torch.zeros((), device=label.device)
         for (_, weight), sums in zip(heads, of_all, strict=True):
             total = total + weight * dice_and_cross_entropy_of(sums)
-        share = samples_of_all[0] / max(1, len(label))  # Ranks.average takes it back
+        share = samples_of_all[0] / max(1, len(label))  # DistributedSelection.average takes it back
         found: Tensor = total.detach() + share * (total - total.detach())
         return found
 

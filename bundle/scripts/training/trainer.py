@@ -13,24 +13,24 @@ from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
-from ..autograd.forward import Forward, OneForward, Passes
-from ..autograd.traced import Rows
+from ..autograd.forward import BackwardMode, Forward, SharedForward
+from ..autograd.traced import KeptSamples
 from ..networks.committee import Committee
 from ..networks.precision import autocast
 from ..runtime.errors import BadInput
-from .distributed import EachRankChooses, Ranks
+from .distributed import DistributedSelection, LocalSelection
 from .loss import cross_entropy_per_sample
 from .selection import Rule
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the committee chose in one iteration: `engine.state.choice`, on the CPU."""
+class Selection:
+    """What the committee chose in one iteration: `engine.state.selection`, on the CPU."""
 
     losses: Tensor  # (members, samples): each member's cross entropy, before the update
     scores: Tensor  # (members, samples): what the rule thinks of each sample
     kept: Tensor  # (members, samples) bool: the samples that each member learned from
-    learned: Tensor  # (members,): each member's training loss on its chosen samples
+    training_loss: Tensor  # (members,): each member's, on its chosen samples
     samples: list[tuple[str, int]]  # case and slice of each sample
 
 
@@ -39,17 +39,17 @@ class CommitteeTrainer(Trainer):
 
     An iteration scores, selects and updates (the paper, section 2.2): every member's cross entropy on every sample is
     taken before any update; then each member takes one optimiser step on its own samples only. How many forward passes
-    that takes is `passes`' business, and changes nothing but time and memory. Afterwards
+    that takes is the business of `backward_mode`, and changes nothing but time and memory. Afterwards
     `state.output` holds image, label, pred (the members' mean probability before the update) and loss (the mean of the
-    members' training losses), and `state.choice` the `Choice`.
+    members' training losses), and `state.selection` the `Selection`.
 
     Args:
         network: the committee.
         optimizer: over the parameters of all members.
         loss_function: `loss(output, label)`; output is what a member returns in train mode.
         select: the rule, `(members, samples)` losses to `(members, samples)` bool.
-        passes: runs a member over a mini-batch; `OneForward` by default, `TwoForwards` for less memory.
-        ranks: what the processes of one training exchange, if there are several; `EachRankChooses` by default.
+        backward_mode: runs a member over a mini-batch; `SharedForward` by default, `RecomputeForward` for less memory.
+        distributed: what the processes of one training exchange, if there are several; `LocalSelection` by default.
         gradient_clip: the largest norm of one member's gradients.
         precision: "auto", "float32", "bfloat16" or "float16"; see `precision.autocast`.
         inferer: calls a member on a batch.
@@ -69,8 +69,8 @@ class CommitteeTrainer(Trainer):
         optimizer: torch.optim.Optimizer,
         loss_function: nn.Module,
         select: Rule,
-        passes: Passes | None = None,
-        ranks: Ranks | None = None,
+        backward_mode: BackwardMode | None = None,
+        distributed: DistributedSelection | None = None,
         gradient_clip: float = 12.0,
         precision: str = "auto",
         epoch_length: int | None = None,
@@ -93,8 +93,8 @@ class CommitteeTrainer(Trainer):
         self.optimizer = optimizer
         self.loss_function = loss_function
         self.select = select
-        self.passes = passes or OneForward()
-        self.ranks = ranks or EachRankChooses()
+        self.backward_mode = backward_mode or SharedForward()
+        self.distributed = distributed or LocalSelection()
         self.gradient_clip = gradient_clip
         self.inferer = inferer or SimpleInferer()
         self.gradients: dict[nn.Parameter, Tensor] = {}  # the memory of each, for all iterations
@@ -103,7 +103,9 @@ class CommitteeTrainer(Trainer):
             self.state.device.type, enabled=self.autocast.fast_dtype == torch.float16
         )
         sampler: Any = getattr(train_data_loader, "batch_sampler", None)
-        self.add_event_handler(Events.EPOCH_STARTED, lambda engine: self.ranks.agree(self.network, engine.state.epoch))
+        self.add_event_handler(
+            Events.EPOCH_STARTED, lambda engine: self.distributed.agree(self.network, engine.state.epoch)
+        )
         if hasattr(sampler, "set_epoch"):
             self.add_event_handler(Events.EPOCH_STARTED, lambda engine: sampler.set_epoch(engine.state.epoch - 1))
 
@@ -119,16 +121,16 @@ class CommitteeTrainer(Trainer):
         engine.state.output = {"image": image, "label": label, "pred": probability}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         rule = self.select.at_epoch(engine.state.epoch - 1)
-        scores, kept = self.ranks.choose(rule, losses)  # (members, samples), on the CPU
+        scores, kept = self.distributed.choose(rule, losses)  # (members, samples), on the CPU
         losses = losses.cpu()
         require_finite(losses, samples)
 
-        learned = self.learn(forwards, label, kept)
+        training_losses = self.learn(forwards, label, kept)
         self.network.iterations_trained += 1  # type: ignore[operator, assignment]  # a buffer
-        require_finite(learned[:, None], samples)
+        require_finite(training_losses[:, None], samples)
 
-        engine.state.choice = Choice(losses, scores, kept, learned.cpu(), samples)
-        engine.state.output["loss"] = learned.mean()
+        engine.state.selection = Selection(losses, scores, kept, training_losses.cpu(), samples)
+        engine.state.output["loss"] = training_losses.mean()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         found: dict[str, Tensor] = engine.state.output
         return found
@@ -136,34 +138,36 @@ class CommitteeTrainer(Trainer):
     def forward(self, image: Tensor) -> list[Forward]:
         """Run every member on all samples."""
         forwards = []
-        with self.passes.places(len(self.network.members), image.device) as places:
-            for member, place in zip(self.network.members, places, strict=True):
-                with place:
-                    forwards.append(self.passes(member, image, inferer=self.inferer, autocast=self.autocast))
+        with self.backward_mode.stream_contexts(len(self.network.members), image.device) as streams:
+            for member, stream in zip(self.network.members, streams, strict=True):
+                with stream:
+                    forwards.append(self.backward_mode(member, image, inferer=self.inferer, autocast=self.autocast))
         return forwards
 
     def learn(self, forwards: Sequence[Forward], label: Tensor, kept: Tensor) -> Tensor:
         """Take one optimiser step of every member on its chosen samples; return the losses, `(members,)`."""
         self.optimizer.zero_grad(set_to_none=True)  # None, not 0: momentum must not move a member without gradients
-        learned: list[Tensor] = []
+        training_losses: list[Tensor] = []
         averages = []
-        with self.passes.places(len(forwards), label.device) as places:
-            for member, forward, chosen, place in zip(self.network.members, forwards, kept, places, strict=True):
+        with self.backward_mode.stream_contexts(len(forwards), label.device) as streams:
+            for member, forward, chosen, stream in zip(self.network.members, forwards, kept, streams, strict=True):
                 samples = chosen.nonzero()[:, 0].tolist()
                 count = len(samples)
-                rows = Rows.of(samples or [0])  # of several processes, one may have none: gradients of 0 then
+                # of several processes, one may have no sample: gradients of 0 then
+                kept_samples = KeptSamples.of(samples or [0])
+                label_kept = label[kept_samples.order]
 
-                def scaled_loss(output: Any, chosen_label: Tensor = label[rows.order], n: int = count) -> Tensor:
+                def scaled_loss(output: Any, chosen_label: Tensor = label_kept, n: int = count) -> Tensor:
                     heads = [head[:n] for head in ([output] if isinstance(output, Tensor) else output)]
                     loss = self.loss_function(heads if len(heads) > 1 else heads[0], chosen_label[:n])
-                    learned.append(loss.detach())
+                    training_losses.append(loss.detach())
                     found: Tensor = self.grad_scaler.scale(loss)
                     return found
 
-                with place:
-                    forward.backward(rows, scaled_loss)
+                with stream:
+                    forward.backward(kept_samples, scaled_loss)
                     self.keep_gradients(member)
-                    averages.append(self.ranks.average(member, count))
+                    averages.append(self.distributed.average(member, count))
             for finish in averages:
                 finish()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
@@ -172,7 +176,7 @@ class CommitteeTrainer(Trainer):
             nn.utils.clip_grad_norm_(member.parameters(), self.gradient_clip)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        return torch.stack(learned)
+        return torch.stack(training_losses)
 
     @torch.no_grad()
     def keep_gradients(self, member: nn.Module) -> None:
