@@ -39,7 +39,7 @@ from cyclic_committee.scripts.metrics.dsc_nsd import dice
 from cyclic_committee.scripts.phantoms.data_set import write_volume
 from cyclic_committee.scripts.phantoms.phantom import LABELS, Phantom, make_phantom
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 
 OVERLAYS = ("variants/small.yaml", str(Path(__file__).with_suffix(".yaml")))
 WAYS = {"disagreement": "by disagreement", "random": "at random"}  # as drawn

@@ -21,7 +21,7 @@ from cyclic_committee.scripts.metrics.score_table import evaluate_folders, forma
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 from cyclic_committee.scripts.phantoms.phantom import LABELS
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 
 ALGOS = {"committee": {"_target_": "cyclic_committee.scripts.algo.CommitteeAlgo", "template_path": bundle_root()}}
 

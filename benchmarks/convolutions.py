@@ -25,7 +25,7 @@ from cyclic_committee.scripts.autograd.convolution_passes import BACKWARD, MOST_
 from cyclic_committee.scripts.networks.convolutions import CHANNELS, LEAST_COLUMNS, native_is_there
 from cyclic_committee.scripts.runtime.allocator import keep_freed_memory
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 
 Layer = tuple[int, int, int, int]  # channels of input and output, columns of the output, stride
 SETTINGS: tuple[Any, ...] = ([1, 1], [1, 1], False, [0, 0], 1)  # padding, dilation, ..., groups

@@ -50,7 +50,7 @@ from cyclic_committee.scripts.phantoms.data_set import LAYOUTS, describe_nnunet,
 from cyclic_committee.scripts.phantoms.phantom import make_phantom
 from cyclic_committee.scripts.planning.preparation import parser_of, prepare
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 from cyclic_committee.scripts.transforms.resampling import resample_labels, resample_slices
 
 OURS, THEIRS = "cyclic committee", "nnU-Net v2"

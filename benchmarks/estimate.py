@@ -27,7 +27,7 @@ from monai.bundle import ConfigWorkflow
 
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 
 CASES = 2
 

@@ -49,7 +49,7 @@ from scipy import ndimage
 from cyclic_committee.scripts.inference.predictor import Predictor
 from cyclic_committee.scripts.phantoms.phantom import make_phantom
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 from cyclic_committee.scripts.transforms.resampling import resample_slices
 
 SIZE, PIXEL_MM, SLICE_MM, NOISE_HU = 512, 0.8, 2.5, 10  # 512 pixels are 502 at the training's spacing: one tile of 512

@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 
 COMMAND = "from cyclic_committee.scripts.commands.main import main; main()"
 TINY = Path(__file__).with_name("tiny.yaml")

@@ -37,7 +37,7 @@ from cyclic_committee.scripts.handlers.loss_record import FILE, read_losses
 from cyclic_committee.scripts.phantoms.data_set import CLEAN_LABELS, CORRUPTION, write_phantoms
 from cyclic_committee.scripts.phantoms.label_noise import WAYS
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 
 SHARE = 0.2
 RULES = {"default": [], "SmallLoss": ["variants/small_loss.yaml"]}

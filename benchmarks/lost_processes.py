@@ -25,7 +25,7 @@ import torch
 
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 
 TINY = Path(__file__).with_name("tiny.yaml")
 

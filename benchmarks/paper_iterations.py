@@ -22,7 +22,7 @@ from cyclic_committee.scripts.experiments.bundle_run import run_bundle
 from cyclic_committee.scripts.experiments.demo import make_room
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 from cyclic_committee.scripts.runtime.bundle_paths import copy_bundle
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 
 
 def peak_gib() -> float:

@@ -20,7 +20,7 @@ from cyclic_committee.scripts.experiments.demo import make_room, run_demo
 from cyclic_committee.scripts.inference.predictor import Predictor
 from cyclic_committee.scripts.metrics.score_table import evaluate_folders
 from cyclic_committee.scripts.phantoms.phantom import LABELS
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 
 PRECISIONS = ("float32", "bfloat16")
 

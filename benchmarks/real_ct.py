@@ -21,7 +21,7 @@ import yaml
 from cyclic_committee.scripts.experiments.bundle_run import run_bundle
 from cyclic_committee.scripts.experiments.demo import make_room
 from cyclic_committee.scripts.runtime.bundle_paths import copy_bundle
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 
 # a pancreas of 695 voxels in 19 slices needs more samples than the phantoms' organs
 SCHEDULE = {"batch_size": 8, "iterations_per_epoch": 100, "max_epochs": 16, "val_interval": 4, "learning_rate": 0.004}

@@ -33,7 +33,7 @@ from cyclic_committee.scripts.networks import convolutions
 from cyclic_committee.scripts.networks.precision import autocast
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 from cyclic_committee.scripts.training.loss import NnUNetLoss
 from cyclic_committee.scripts.training.selection import LossDifference
 from cyclic_committee.scripts.training.trainer import score

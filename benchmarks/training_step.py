@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from cyclic_committee.scripts.runtime.allocator import keep_freed_memory
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
-from cyclic_committee.scripts.runtime.configuration import find_config
+from cyclic_committee.scripts.runtime.config_files import find_config
 from cyclic_committee.scripts.training.selection import EverySample, LossDifference
 from cyclic_committee.scripts.training.trainer import CommitteeTrainer
 

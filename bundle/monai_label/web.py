@@ -29,7 +29,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ..scripts.bundles.server_folder import HOSTS, NO_ACCOUNTS, TOKEN, served_bundle
+from ..scripts.bundles.server_folder import served_bundle
+from ..scripts.bundles.server_settings import HOSTS, NO_ACCOUNTS, TOKEN
 from ..scripts.data.volumes import case_name
 from ..scripts.runtime.errors import BadInput
 from .app import labels_of, one_of

@@ -27,7 +27,7 @@ from .planning.plan import make_plan
 from .planning.plan_file import HEADER, plan_text
 from .runtime.atomic_files import remove_unfinished, unfinished_path
 from .runtime.bundle_paths import bundle_root
-from .runtime.configuration import require_mapping
+from .runtime.config_files import require_mapping
 from .runtime.errors import BadInput
 from .runtime.old_names import refuse_old_keys
 

@@ -156,3 +156,33 @@ def test_the_command_is_installed() -> None:
     assert done.returncode == 0
     for command in ("demo", "bundle", "parameters", "predict", "evaluate"):
         assert command in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--help"], "cyclic-committee"),
+        (["predict", "--help"], "Label NIfTI files"),
+        (["predikt"], "Cannot find key"),
+        (["check", ".", "--lables", "x"], "Did you mean --labels?"),
+        (["predict", "nothing", "--out", "x"], "nothing: no such file or folder"),
+        (["predict", ".", "--out", "x", "--mirrro", "true"], "Did you mean mirror?"),
+        (["predict", ".", "--out", "x", "--config", "variants/smal.yaml"], "no such configuration file"),
+        (["estimate", "--batch_sise", "3"], "Did you mean batch_size?"),
+        (["parameters", "variants/nothing.yaml"], "no such configuration file"),
+        (["cross-validate", "nowhere", "--out", "x"], "nowhere: no such file or folder"),
+        (["audit", "nowhere"], "nowhere: no such file or folder"),
+        (["evaluate", "nowhere", ".", "--out", "x.csv"], "nowhere: no such file or folder"),
+    ],
+)
+def test_help_typos_and_wrong_paths_are_answered_before_anything_large_is_imported(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    """MONAI, PyTorch and MLflow take many seconds."""
+    program = "import sys, atexit; from cyclic_committee.scripts.commands.main import main; "
+    program += "atexit.register(lambda: print('imported', {'torch', 'monai', 'mlflow'} & sys.modules.keys())); main()"
+    command = [sys.executable, "-c", program, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert said in done.stdout + done.stderr
+    assert "imported set()" in done.stdout
+    assert list(tmp_path.iterdir()) == []

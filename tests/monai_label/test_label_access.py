@@ -11,7 +11,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from cyclic_committee.monai_label.guard.access import COOKIE, Access
-from cyclic_committee.scripts.commands.label_server import TOKEN, access_token, host_names
+from cyclic_committee.scripts.bundles.server_settings import TOKEN
+from cyclic_committee.scripts.commands.label_server import access_token, host_names
 from cyclic_committee.scripts.runtime.errors import BadInput
 
 SECRET = "a-token-of-sixteen-and-more"

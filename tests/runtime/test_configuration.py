@@ -18,7 +18,8 @@ from cyclic_committee.scripts.commands.inference import export, predict
 from cyclic_committee.scripts.commands.training import cross_validate, estimate, parameters
 from cyclic_committee.scripts.inference.predictor import Predictor
 from cyclic_committee.scripts.runtime import configuration
-from cyclic_committee.scripts.runtime.configuration import config_files, find_config, open_config
+from cyclic_committee.scripts.runtime.config_files import config_files, find_config
+from cyclic_committee.scripts.runtime.configuration import open_config
 from cyclic_committee.scripts.runtime.errors import BadInput
 
 MINE = "variants/mine.yaml"  # lies in the copy alone
@@ -120,7 +121,7 @@ def test_the_base_may_be_named_and_is_read_once(changed: Path) -> None:
         ("a: [1, 2", r"mine\.yaml: can't be read as YAML"),
         ("- 1\n- 2\n", r"mine\.yaml: holds no keys with values"),
         ("spacing: [1, 1]", r"spacing: no such key, nothing in the configuration uses it\. Did you mean spacing_mm"),
-        ("nowhere#else: 1", r"can't be merged"),
+        ("nowhere#else: 1", r"nowhere: no such key"),
     ],
 )
 def test_what_cannot_be_a_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundles.fold_bundle import merged
-from ..runtime.configuration import find_config, put, require_mapping
+from ..runtime.config_files import find_config, put, require_mapping
 from ..runtime.errors import BadInput
 from ..training import selection
 

@@ -24,19 +24,6 @@ HEADER = """\
 """
 
 
-def release(bundle: str, url: str) -> None:
-    """Enter a bundle's trained weights into its large_files.yml: where they can be fetched, and their SHA-256.
-
-    Nothing is uploaded: do that first, or give the address that the file will have.
-
-    Args:
-        bundle: the folder of a bundle, such as a trained copy or a fold of Auto3DSeg.
-        url: of its models/model.pt.
-    """
-    entry = enter_weights(str(bundle), str(url))
-    print(f"{bundle}/large_files.yml: {entry['path']} at {entry['url']}, {entry['hash_type']} {entry['hash_val']}")
-
-
 def enter_weights(bundle: str | Path, url: str) -> dict[str, str]:
     """Enter a bundle's weights into its large_files.yml, with their SHA-256, and return the entry.
 

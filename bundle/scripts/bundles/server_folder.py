@@ -17,13 +17,11 @@ import yaml
 from ..inference.predictor import Predictor
 from ..runtime.atomic_files import remove_unfinished, unfinished_path, write_whole
 from ..runtime.bundle_paths import bundle_root
-from ..runtime.configuration import find_config, merged_overlays
+from ..runtime.config_files import find_config, merged_overlays
 from ..runtime.errors import BadInput
 from .fold_bundle import OVERLAY, copy_template, write_fold
 
 MODEL = "cyclic_committee"
-HOSTS, TOKEN = "LABEL_SERVER_HOSTS", "LABEL_SERVER_TOKEN"  # environment variables: other users can't read them
-NO_ACCOUNTS = "this application knows no accounts. Unset it, and put authentication in front: docs/monai_label.md."
 MAIN = "# MONAI Label looks here for its application.\nfrom cyclic_committee.monai_label.app import CommitteeApp\n"
 
 

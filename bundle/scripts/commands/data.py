@@ -1,4 +1,4 @@
-"""Which commands make and look at data sets?"""
+"""Commands that make and look at data sets."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..phantoms.data_set import CLEAN_LABELS, CORRUPTION, write_phantoms
-from ..phantoms.label_noise import WAYS
-from ..planning.check_report import format_report, report_as_json
-from ..planning.data_check import check_data_set, nothing_to_check
-from ..planning.preparation import prepare as prepare_data_set
 from ..runtime.allocator import keep_freed_memory
-from ..runtime.configuration import config_files
+from ..runtime.config_files import config_files, require_config
 from ..runtime.errors import BadInput
-from .arguments import channel_list, label_names
+from .arguments import channel_list, label_names, require_there
 
 TRAIN = "python -m monai.bundle run training"
 
@@ -43,6 +38,9 @@ def phantom(
     """
     if ways is not None and corrupt == 0:
         raise BadInput("ways: no labels are corrupted. Give the share of cases to corrupt with --corrupt.")
+    from ..phantoms.data_set import CLEAN_LABELS, CORRUPTION, write_phantoms
+    from ..phantoms.label_noise import WAYS
+
     names = tuple(WAYS) if ways is None else ways
     write_phantoms(str(out), cases=cases, seed=seed, layout=layout, corrupt=corrupt, ways=names)
     print(f"{out}: {cases} cases in the layout {layout}")
@@ -72,6 +70,11 @@ def check(
         json: print JSON instead of a table.
         processes: at a time; by default as many as there are cores.
     """
+    if not json:
+        require_there(dataset, data_root)
+    from ..planning.check_report import format_report, report_as_json
+    from ..planning.data_check import check_data_set, nothing_to_check
+
     try:
         report = check_data_set(
             str(dataset),
@@ -116,6 +119,10 @@ def prepare(
         channels: names of the image's channels, such as CT or T1,T2; by default the data set's own, or CT.
         processes: at a time; by default as many as there are cores.
     """
+    require_there(dataset, data_root)
+    require_config("train.yaml", config, bundle=bundle)
+    from ..planning.preparation import prepare as prepare_data_set
+
     keep_freed_memory()
     plan = prepare_data_set(
         str(dataset),

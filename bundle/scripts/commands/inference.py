@@ -1,4 +1,4 @@
-"""Which commands use a trained committee, and score what it says?"""
+"""Commands that use a trained committee, and that score label maps."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.layouts import FLARE21_LABELS
-from ..inference.export import export as export_committee
-from ..inference.export_check import format_agreements
-from ..inference.prediction import predict_command
-from ..metrics.score_table import evaluate_folders, format_table, summarise, write_csv, write_json
-from .arguments import channel_list, label_names, show_help_if_asked
+from ..runtime.config_files import require_config
+from .arguments import channel_list, label_names, require_there, show_help_if_asked
 
 
 def predict(
@@ -37,6 +33,10 @@ def predict(
         values: keys of inference.yaml with other values, such as --mirror true.
     """
     show_help_if_asked(predict, values, name="predict")
+    require_there(source, bundle, ckpt_path)
+    require_config("inference.yaml", channel_list(config), bundle=bundle, values=values)
+    from ..inference.prediction import predict_command
+
     predict_command(
         str(source),
         out=str(out),
@@ -67,6 +67,10 @@ def evaluate(
         tolerance_mm: of the NSD, 1 in FLARE21.
         processes: how many; by default one a core, 8 at most.
     """
+    require_there(predictions, references)
+    from ..data.layouts import FLARE21_LABELS
+    from ..metrics.score_table import evaluate_folders, format_table, summarise, write_csv, write_json
+
     rows = evaluate_folders(
         str(predictions),
         str(references),
@@ -100,6 +104,11 @@ def export(
         member: the one to write, from 0; by default the mean of all voters.
         image: a volume's file, NIfTI, to compare the file with the original on; or a file a channel, with commas.
     """
+    require_there(bundle, ckpt_path, *channel_list(image))
+    require_config("inference.yaml", channel_list(config), bundle=bundle)
+    from ..inference.export import export as export_committee
+    from ..inference.export_check import format_agreements
+
     agreements = export_committee(
         str(out),
         format=str(format),

@@ -1,4 +1,4 @@
-"""How is MONAI Label started with the committee's application?"""
+"""The command that starts MONAI Label with the committee's application."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from monai.utils import optional_import
-
-from ..bundles.server_folder import HOSTS, NO_ACCOUNTS, TOKEN, make_work_folder
+from ..bundles.server_settings import HOSTS, NO_ACCOUNTS, TOKEN
 from ..runtime.bundle_paths import bundle_root
+from ..runtime.config_files import require_config
 from ..runtime.errors import BadInput
-from .arguments import channel_list
+from .arguments import channel_list, require_there
 
 NEEDED = ("monailabel", "pydicom", "highdicom")
 SHORTEST_TOKEN = 16
@@ -60,10 +59,14 @@ def label_server(
     is_url = str(studies).startswith(("http://", "https://"))
     if not is_url and not Path(studies).is_dir():
         raise BadInput(f"{studies}: no such folder. Give a folder of NIfTI files, or a DICOMweb url.")
+    names, secret = host_names(channel_list(hosts)), access_token(token, str(host))
+    require_there(bundle, ckpt_path)
+    require_config("inference.yaml", channel_list(config), bundle=bundle)
+    from ..bundles.server_folder import make_work_folder
+
     folder = Path(work).resolve()
     make_work_folder(folder, bundle=bundle, overlays=channel_list(config), ckpt_path=ckpt_path)
     where = str(studies) if is_url else str(Path(studies).resolve())
-    names, secret = host_names(channel_list(hosts)), access_token(token, str(host))
     command = server_command(folder, where, host=str(host), port=int(port))
     page, query = f"http://{f'[{host}]' if ':' in str(host) else host}:{port}", f"?token={secret}" if secret else ""
     print(f"MONAI Label: {page}/{query}, the viewer: {page}/ohif/{query}, stopped by Ctrl+C", flush=True)
@@ -117,6 +120,8 @@ def server_command(work: Path, studies: str, *, host: str, port: int) -> list[st
 
 def stand_ins() -> list[str]:
     """Return the folders of modules that MONAI Label imports, doesn't need here, and that may not work."""
+    from monai.utils import optional_import
+
     folder = Path(bundle_root(), "monai_label", "stand_ins")
     _, works = optional_import("torchvision.utils")
     return [str(folder / name) for name in ("pydicom_seg", *(() if works else ("torchvision",)))]

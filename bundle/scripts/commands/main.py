@@ -1,4 +1,4 @@
-"""What can be typed after `cyclic-committee`?"""
+"""The program `cyclic-committee`. What a command needs is imported when it runs: MONAI and PyTorch take seconds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import fire
 
-from ..bundles.release import release
 from ..runtime.errors import find_bad_input
-from ..runtime.workflow import quiet
+from ..runtime.terminal import quiet
+from .arguments import require_known_options
 from .data import check, phantom, prepare
 from .inference import evaluate, export, predict
 from .label_server import label_server
-from .training import audit, bundle, cross_validate, demo, estimate, parameters, report
+from .training import audit, bundle, cross_validate, demo, estimate, parameters, release, report
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -38,6 +38,9 @@ def main() -> None:
     """Run a command; bad input ends in one line and exit code 1."""
     quiet()
     try:
+        name, *words = sys.argv[1:] or [""]
+        if name in COMMANDS:
+            require_known_options(COMMANDS[name], words, name=name)
         fire.Fire(COMMANDS, name="cyclic-committee")
     except Exception as error:
         bad_input = find_bad_input(error)

@@ -1,4 +1,4 @@
-"""Which commands train, and tell what a training costs or has found?"""
+"""Commands that train, and that tell what a training costs or has found."""
 
 from __future__ import annotations
 
@@ -8,18 +8,9 @@ from json import dumps as to_json
 from pathlib import Path
 from typing import Any
 
-from ..audit.label_audit import audit as audit_labels
-from ..audit.label_audit import format_suspects
-from ..estimate.estimate import estimate as estimate_training
-from ..estimate.estimate import format_estimate
-from ..estimate.model_size import committee_from, size_table
-from ..experiments.cross_validation import SETTINGS
-from ..experiments.cross_validation import cross_validate as validate_folds
-from ..experiments.demo import run_demo
-from ..report.audit import audit_folds
-from ..report.report import write_report
 from ..runtime.bundle_paths import copy_bundle
-from .arguments import show_help_if_asked
+from ..runtime.config_files import find_config, require_config
+from .arguments import require_there, show_help_if_asked
 
 
 def demo(*config: str, out: str = "demo") -> None:
@@ -29,6 +20,10 @@ def demo(*config: str, out: str = "demo") -> None:
         config: overlays on the small variant, such as variants/small_loss.yaml, to see what a difference they make.
         out: the folder that all of it goes to; an earlier demo there is replaced.
     """
+    for file in config:
+        find_config(file)
+    from ..experiments.demo import run_demo
+
     run_demo(Path(out), overlays=[str(file) for file in config])
 
 
@@ -42,6 +37,22 @@ def bundle(folder: str) -> None:
     print(f"The bundle is in {folder}.")
 
 
+def release(bundle: str, url: str) -> None:
+    """Enter a bundle's trained weights into its large_files.yml: where they can be fetched, and their SHA-256.
+
+    Nothing is uploaded: do that first, or give the address that the file will have.
+
+    Args:
+        bundle: the folder of a bundle, such as a trained copy or a fold of Auto3DSeg.
+        url: of its models/model.pt.
+    """
+    require_there(bundle)
+    from ..bundles.release import enter_weights
+
+    entry = enter_weights(str(bundle), str(url))
+    print(f"{bundle}/large_files.yml: {entry['path']} at {entry['url']}, {entry['hash_type']} {entry['hash_val']}")
+
+
 def parameters(*config: str, bundle: str | None = None, **values: Any) -> None:
     """Print parameters and multiply-accumulate operations of a configuration's networks.
 
@@ -51,6 +62,9 @@ def parameters(*config: str, bundle: str | None = None, **values: Any) -> None:
         values: any key of the configuration with another value.
     """
     show_help_if_asked(parameters, values, name="parameters")
+    require_config("train.yaml", config, bundle=bundle, values=values)
+    from ..estimate.model_size import committee_from, size_table
+
     print(size_table(*committee_from([str(file) for file in config], bundle=bundle, values=values)))
 
 
@@ -66,6 +80,10 @@ def estimate(*config: str, bundle: str | None = None, json: bool = False, **valu
         values: any key of the configuration, as for training, such as --batch_size 4.
     """
     show_help_if_asked(estimate, values, name="estimate")
+    require_config("train.yaml", config, bundle=bundle, values=values)
+    from ..estimate.estimate import estimate as estimate_training
+    from ..estimate.estimate import format_estimate
+
     found = estimate_training([str(file) for file in config], values, bundle=bundle)
     print(to_json(asdict(found)) if json else format_estimate(found))
 
@@ -95,6 +113,10 @@ def cross_validate(
         values: any key of the configuration, as for training, such as --max_epochs 100.
     """
     show_help_if_asked(cross_validate, values, name="cross-validate")
+    require_there(dataset, data_root)
+    require_config("train.yaml", config, bundle=bundle, values=values)
+    from ..experiments.cross_validation import cross_validate as validate_folds
+
     validate_folds(
         str(dataset),
         str(out),
@@ -115,6 +137,12 @@ def audit(run: str, out: str | None = None, top: int = 20) -> None:
         out: the folder for the tables and pictures; by default audit in the run's.
         top: how many cases to print and to draw.
     """
+    require_there(run)
+    from ..audit.label_audit import audit as audit_labels
+    from ..audit.label_audit import format_suspects
+    from ..experiments.cross_validation import SETTINGS
+    from ..report.audit import audit_folds
+
     judge = audit_folds if (Path(str(run)) / SETTINGS).is_file() else audit_labels
     rows = judge(str(run), out=None if out is None else str(out), top=top)
     print(format_suspects(rows, top=top))
@@ -130,6 +158,9 @@ def report(*run: str, out: str | None = None, timed_cases: int = 3, challenging:
         challenging: cases of each organ that are drawn.
         suspects: cases with distrusted labels that are drawn.
     """
+    require_there(*run)
+    from ..report.report import write_report
+
     page = write_report(
         [str(folder) for folder in run],
         out=None if out is None else str(out),

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..runtime.configuration import config_files, open_config
+from ..runtime.config_files import config_files
+from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput
 
 

@@ -13,7 +13,8 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from ..networks.precision import autocast
-from ..runtime.configuration import config_files, open_config
+from ..runtime.config_files import config_files
+from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput, find_bad_input
 
 

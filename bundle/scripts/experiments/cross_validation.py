@@ -14,7 +14,8 @@ from ..handlers.mlflow_parent_run import ParentRun
 from ..metrics.score_table import ScoreRow, format_table, read_csv, summarise, write_csv, write_json
 from ..runtime.atomic_files import remove_unfinished, unfinished_path
 from ..runtime.bundle_paths import bundle_root, copy_without_use
-from ..runtime.configuration import find_config, open_config, require_mapping
+from ..runtime.config_files import find_config, require_mapping
+from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput
 from .bundle_run import run_bundle
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..phantoms.data_set import write_phantoms
 from ..runtime.bundle_paths import copy_bundle
-from ..runtime.configuration import find_config
+from ..runtime.config_files import find_config
 from ..runtime.errors import BadInput
 from .bundle_run import run_bundle
 

@@ -14,7 +14,8 @@ from ..data.layouts import DataSet, read_data_set
 from ..data.slice_store import place_of
 from ..data.volumes import label_ids
 from ..runtime.atomic_files import remove_unfinished, unfinished_path
-from ..runtime.configuration import open_config, require_mapping
+from ..runtime.config_files import require_mapping
+from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput
 from .fingerprint import CaseFingerprint, foreground_intensities, measure_cases
 from .plan import make_plan

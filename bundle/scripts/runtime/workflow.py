@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import json
-import logging
-import re
 import sys
-import warnings
-from pathlib import Path
 from typing import Any
 
-import yaml
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from .allocator import keep_freed_memory
-from .bundle_paths import bundle_root
-from .errors import BadInput, one_line_errors
-from .old_names import refuse_old_keys
-
-NOISE = ("monai", "ignite", "torch", "mlflow", "alembic")  # their warnings are for programmers, not for users
+from .config_files import bundled_keys, require_known_keys
+from .errors import one_line_errors
+from .terminal import quiet
 
 
 def begin(*, seed: int | None = None) -> None:
@@ -37,13 +28,6 @@ def begin(*, seed: int | None = None) -> None:
     if parser is not None:
         require_known_keys(parser.get(), known=bundled_keys())
     set_determinism(seed)
-
-
-def quiet() -> None:
-    """Keep from the terminal what libraries tell programmers."""
-    for module in NOISE:
-        warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
-        logging.getLogger(module).setLevel(logging.CRITICAL)  # errors come as exceptions
 
 
 def merged_config() -> dict[str, Any]:
@@ -66,23 +50,3 @@ def running_parser() -> ConfigParser | None:
             return found
         frame = frame.f_back  # type: ignore[assignment]
     return None
-
-
-def require_known_keys(config: dict[str, Any], *, known: set[str]) -> None:
-    """Raise `BadInput` for a top-level key that the bundle doesn't know and no other key refers to, or an old name."""
-    text = json.dumps(config, default=str)
-    refuse_old_keys(config, known=known)
-    for key in config:
-        if key in known or key.startswith("_") or re.search(rf"[@%]{re.escape(key)}\b", text):
-            continue
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"Did you mean {close[0]}?" if close else "Look for the right key in configs."
-        raise BadInput(f"{key}: no such key, nothing in the configuration uses it. {hint}")
-
-
-def bundled_keys(bundle: str | None = None) -> set[str]:
-    """Return the top-level keys of all configurations of a bundle, by default this one."""
-    keys: set[str] = set()
-    for path in Path(bundle or bundle_root(), "configs").rglob("*.yaml"):
-        keys.update(yaml.safe_load(path.read_text()) or {})
-    return keys

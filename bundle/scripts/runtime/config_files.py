@@ -1,0 +1,134 @@
+"""Files of configurations, as they stand there: found, read and put over each other, with nothing evaluated."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .bundle_paths import bundle_root
+from .errors import BadInput
+from .old_names import refuse_old_keys
+
+
+def find_config(name: str | Path, *, bundle: str | Path | None = None) -> Path:
+    """Return a configuration's file by its path, or else by its name in the configs of a bundle.
+
+    Args:
+        name: such as PREPARED/plan.yaml, or variants/small.yaml.
+        bundle: its folder; by default the installed one.
+
+    Raises:
+        BadInput: there is none.
+    """
+    configs = Path(bundle or bundle_root(), "configs")
+    for path in (Path(name), configs / name):
+        if path.is_file():
+            return path
+    raise BadInput(f"{name}: no such configuration file, neither here nor in {configs}. Check the path.")
+
+
+def config_files(kind: str, overlays: Sequence[str | Path] = (), *, bundle: str | Path | None = None) -> list[str]:
+    """Return the files of a configuration, in the order in which they are merged.
+
+    Args:
+        kind: "train.yaml" or "inference.yaml".
+        overlays: paths, or names in the bundle's configs. If the first is a file called `kind`, it is that one.
+        bundle: its folder; by default the installed one.
+
+    Raises:
+        BadInput: one of them is nowhere.
+    """
+    found = [str(find_config(name, bundle=bundle).resolve()) for name in overlays]
+    if found and Path(found[0]).name == kind:
+        return found
+    base = Path(bundle or bundle_root(), "configs", kind).resolve()
+    if not base.is_file():
+        raise BadInput(f"{base.parents[1]}: holds no configs/{kind}. Give a bundle's folder with --bundle.")
+    return [str(base), *found]
+
+
+def require_config(
+    kind: str,
+    overlays: Sequence[str | Path] = (),
+    *,
+    bundle: str | Path | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Return the files of a configuration, if they can be read and nothing but keys of theirs is given a value.
+
+    Args:
+        kind: "train.yaml" or "inference.yaml".
+        overlays: see `config_files`.
+        bundle: its folder; by default the installed one.
+        values: keys with other values.
+
+    Raises:
+        BadInput: a file that is nowhere or no YAML; a key that nothing uses.
+    """
+    files = config_files(kind, overlays, bundle=bundle)
+    given = [*map(require_mapping, files), values or {}]
+    merged = {key.split("#")[0].lstrip("+"): None for part in given for key in part}
+    known = bundled_keys(bundle) | given[0].keys()
+    require_known_keys({**merged, "_given_": given}, known=known)
+    return files
+
+
+def require_mapping(file: str | Path) -> dict[str, Any]:
+    """Return a configuration file's keys and values, as they stand there.
+
+    Raises:
+        BadInput: it is no YAML, or no keys with values.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{file}: can't be read as YAML ({error}). Mend it.") from error
+    if not isinstance(content, dict | None):
+        raise BadInput(f"{file}: holds no keys with values. Give a configuration.")
+    return content or {}
+
+
+def merged_overlays(files: Sequence[str | Path]) -> dict[str, Any]:
+    """Return several overlays as one, the last one's keys over the others'; a file that isn't there has none.
+
+    Raises:
+        BadInput: see `require_mapping`.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        for key, value in (require_mapping(file) if Path(file).is_file() else {}).items():
+            put(merged, key, value)
+    return merged
+
+
+def put(given: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key as the last one, over what an earlier overlay has for it or within it."""
+    for hidden in [one for one in given if one == key or one.startswith(f"{key}#")]:
+        del given[hidden]
+    given[key] = value
+
+
+def require_known_keys(config: dict[str, Any], *, known: set[str]) -> None:
+    """Raise `BadInput` for a top-level key that the bundle doesn't know and no other key refers to, or an old name."""
+    text = json.dumps(config, default=str)
+    refuse_old_keys(config, known=known)
+    for key in config:
+        if key in known or key.startswith("_") or re.search(rf"[@%]{re.escape(key)}\b", text):
+            continue
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "Look for the right key in configs."
+        raise BadInput(f"{key}: no such key, nothing in the configuration uses it. {hint}")
+
+
+def bundled_keys(bundle: str | Path | None = None) -> set[str]:
+    """Return the top-level keys of all configurations of a bundle, by default this one."""
+    keys: set[str] = set()
+    for path in Path(bundle or bundle_root(), "configs").rglob("*.yaml"):
+        keys.update(yaml.safe_load(path.read_text()) or {})
+    return keys
