@@ -1,4 +1,4 @@
-"""How are a command's words understood?"""
+"""Command-line arguments as Fire hands them over, checked and turned into lists and names."""
 
 from __future__ import annotations
 

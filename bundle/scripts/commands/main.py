@@ -1,4 +1,4 @@
-"""What can be typed after `cyclic-committee`?"""
+"""The command line `cyclic-committee`: its table of commands, and errors in one line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import fire
 
 from ..bundles.release import release
 from ..runtime.errors import find_bad_input
+from ..runtime.old_names import refuse_old_options
 from ..runtime.workflow import quiet
 from .data import check, phantom, prepare
 from .inference import evaluate, export, predict
@@ -38,6 +39,7 @@ def main() -> None:
     """Run a command; bad input ends in one line and exit code 1."""
     quiet()
     try:
+        refuse_old_options(sys.argv[1:])
         fire.Fire(COMMANDS, name="cyclic-committee")
     except Exception as error:
         bad_input = find_bad_input(error)

@@ -1,4 +1,4 @@
-"""Which commands train, and tell what a training costs or has found?"""
+"""The commands that train, estimate costs, audit labels and write reports."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def estimate(*config: str, json: bool = False, **values: Any) -> None:
     """
     show_help_if_asked(estimate, values, name="estimate")
     sys.path.insert(1, bundle_root())  # as `monai.bundle run` does, for the configuration's own scripts
-    found = estimate_training([str(file) for file in config], values)
-    print(to_json(asdict(found)) if json else format_estimate(found))
+    estimated = estimate_training([str(file) for file in config], values)
+    print(to_json(asdict(estimated)) if json else format_estimate(estimated))
 
 
 def cross_validate(

@@ -1,4 +1,4 @@
-"""How does a data set become a plan and prepared cases?"""
+"""Preparation of a data set: fingerprint, plan and stored cases."""
 
 from __future__ import annotations
 
@@ -132,25 +132,25 @@ def require_same_data_set(plan_path: Path, places: Mapping[str, Any]) -> None:
     if not plan_path.is_file():
         return
     try:
-        found = ConfigParser.load_config_file(str(plan_path)).get("dataset_dir")
+        planned_from = ConfigParser.load_config_file(str(plan_path)).get("dataset_dir")
     except Exception as error:  # YAML's many
         raise BadInput(f"{plan_path}: not a readable plan ({error}). Mend it, or take it away.") from error
-    if found != places["dataset_dir"]:
-        raise BadInput(f"{plan_path}: is the plan of {found}. Choose another folder with --out.")
+    if planned_from != places["dataset_dir"]:
+        raise BadInput(f"{plan_path}: is the plan of {planned_from}. Choose another folder with --out.")
 
 
 def bundled_labels() -> dict[int, str]:
     """Return the labels of train.yaml."""
-    found = ConfigParser.load_config_file(f"{bundle_root()}/configs/train.yaml")["labels"]
-    return {int(label): name for label, name in found.items()}
+    labels = ConfigParser.load_config_file(f"{bundle_root()}/configs/train.yaml")["labels"]
+    return {int(label): name for label, name in labels.items()}
 
 
 def require_channels(data_set: DataSet, measured: Sequence[CaseFingerprint], channel_names: Sequence[str]) -> None:
     """Raise `BadInput` for the first image with another number of channels than there are names."""
-    for case, found in zip(data_set.cases, measured, strict=True):
-        if len(found.foreground) != len(channel_names):
+    for case, of_case in zip(data_set.cases, measured, strict=True):
+        if len(of_case.foreground) != len(channel_names):
             raise BadInput(
-                f"{case.image[0]}: has {len(found.foreground)} channels, expected {len(channel_names)} "
+                f"{case.image[0]}: has {len(of_case.foreground)} channels, expected {len(channel_names)} "
                 f"({', '.join(channel_names)}). Give the names of all channels with --channels, or mend the image."
             )
 
@@ -186,10 +186,10 @@ def require_room(slices: Any, measured: Sequence[CaseFingerprint]) -> None:
     folder, preparation = Path(slices.cache_dir), slices.preparation
     in_plane = [AXIS_OF[code] for code in preparation.orientation[:2]]
     needed = 0.0
-    for case, found in zip(slices.data, measured, strict=True):
+    for case, of_case in zip(slices.data, measured, strict=True):
         if not place_of(case, folder=folder, preparation=preparation).is_dir():
-            finer = [found.spacing_mm[a] / mm for a, mm in zip(in_plane, preparation.spacing_mm, strict=True)]
-            needed += math.prod(found.size) * math.prod(finer) * (2 * len(found.foreground) + 1)  # bytes
+            finer = [of_case.spacing_mm[a] / mm for a, mm in zip(in_plane, preparation.spacing_mm, strict=True)]
+            needed += math.prod(of_case.size) * math.prod(finer) * (2 * len(of_case.foreground) + 1)  # bytes
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise BadInput(
