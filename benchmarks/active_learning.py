@@ -6,8 +6,8 @@ For each seed a pool of phantoms is made, of which a share (`rare`) is of anothe
 patients who lie face down, turned by half a circle as if they lay on their back. `scanner`: a second scanner, with
 other numbers for the same tissue and more noise. The training begins with four labelled ones of the usual kind. In each
 round the committee is trained anew on all labelled cases, and the labels of `ask` more are asked for:
-those on which the voters disagree most (`disagreement.case_disagreement`), or as many at random. Prints the mean DSC on
-unseen phantoms, half of them of the rare kind, by the number of labels, and how many labels each way needs for the
+those on which the members disagree most (`disagreement.case_disagreement`), or as many at random. Prints the mean DSC
+on unseen phantoms, half of them of the rare kind, by the number of labels, and how many labels each way needs for the
 DSC that random choice has at the end; draws it. With --rare 0 all phantoms are alike.
 """
 
@@ -112,7 +112,7 @@ def asked_for(
     """Return the scans whose labels are asked for next."""
     if way == "random":
         return [scans[place] for place in rng.permutation(len(scans))[:ask]]
-    return sorted(scans, key=lambda s: case_disagreement(predictor.predict_opinions(s.image)[1:-1]), reverse=True)[:ask]
+    return sorted(scans, key=lambda s: case_disagreement(predictor.predict_members(s.image)[1:-1]), reverse=True)[:ask]
 
 
 def draw(labels: Sequence[int], scores: NDArray[np.float64], path: Path, *, title: str) -> None:

@@ -93,11 +93,11 @@ def overlays_of(config: str | None) -> list[str]:
     return [str(find_config(config))] if config else []
 
 
-def ours(voters: Sequence[int] | None) -> Callable[..., Callable[[], Any]]:
+def ours(ensemble_members: Sequence[int] | None) -> Callable[..., Callable[[], Any]]:
     def make(image: Path, folder: Path, config: str | None) -> Callable[[], Any]:
         if find_spec(ALLOCATOR):
             importlib.import_module(ALLOCATOR).keep_freed_memory()
-        values = {"voters": voters, "device": "cpu"}
+        values = {"ensemble_members": ensemble_members, "device": "cpu"}
         predictor = Predictor.from_config(overlays=overlays_of(config), ckpt_path=folder / "model.pt", **values)
         return lambda: predictor.predict_file(image, folder / "ours.nii.gz")
 

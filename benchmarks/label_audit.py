@@ -35,7 +35,7 @@ from cyclic_committee.scripts.audit.label_audit import Suspect, rank
 from cyclic_committee.scripts.experiments.demo import run_bundle
 from cyclic_committee.scripts.handlers.loss_record import FILE, read_losses
 from cyclic_committee.scripts.phantoms.data_set import CLEAN_LABELS, CORRUPTION, write_phantoms
-from cyclic_committee.scripts.phantoms.label_noise import WAYS
+from cyclic_committee.scripts.phantoms.label_noise import CORRUPTIONS
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
 from cyclic_committee.scripts.runtime.config_files import find_config
 
@@ -64,12 +64,14 @@ def auc(scores: Sequence[float], wrong: Sequence[bool]) -> float:
 
 
 def case_aucs(
-    rows: Sequence[Suspect], way_of: Mapping[str, str], score: Callable[[Suspect], float]
+    rows: Sequence[Suspect], corruption_of: Mapping[str, str], score: Callable[[Suspect], float]
 ) -> dict[str, float]:
     """Return the AUC of all corrupted cases, and of each way's, against all clean ones."""
-    chosen = {"all": rows} | {way: [row for row in rows if way_of[row.case] in ("", way)] for way in WAYS}
+    chosen = {"all": rows} | {
+        name: [row for row in rows if corruption_of[row.case] in ("", name)] for name in CORRUPTIONS
+    }
     return {
-        name: auc([score(row) for row in some], [way_of[row.case] != "" for row in some])
+        name: auc([score(row) for row in some], [corruption_of[row.case] != "" for row in some])
         for name, some in chosen.items()
     }
 
@@ -81,10 +83,10 @@ def slice_auc(rows: Sequence[Suspect], changed: Truth) -> float:
     return auc(*([list(column) for column in zip(*clear, strict=True)]))
 
 
-def changes(data: Path, way_of: Mapping[str, str]) -> Truth:
+def changes(data: Path, corruption_of: Mapping[str, str]) -> Truth:
     """Return for each slice how many voxels the corruption has changed, as a share of its foreground."""
     shares: Truth = {}
-    for case in way_of:
+    for case in corruption_of:
         files = [data / folder / f"{case}.nii.gz" for folder in ("TrainingMask", CLEAN_LABELS)]
         label, clean = (np.asarray(nib.as_closest_canonical(nib.load(file)).dataobj) for file in files)
         wrong, shown = ((label != clean).sum((0, 1)), ((label > 0) | (clean > 0)).sum((0, 1)))
@@ -142,16 +144,16 @@ def main(
             if not (data / CORRUPTION).is_file():
                 write_phantoms(data, cases=cases, seed=seed, corrupt=SHARE)
             with (data / CORRUPTION).open(newline="") as file:
-                way_of = {row["case"]: row["way"] for row in csv.DictReader(file)}
-            changed = changes(data, way_of)
+                corruption_of = {row["case"]: row["way"] for row in csv.DictReader(file)}
+            changed = changes(data, corruption_of)
             for rule, overlays in RULES.items():
                 run = root / f"{rule}_{seed}"
                 train(run, data=data, seed=seed, configs=[*overlays, *further])
                 table, about = read_losses(run / FILE)
                 rows = rank(table, labels=about["labels"], by_slice=False)
-                found[rule].append({name: case_aucs(rows, way_of, score) for name, score in SCORES.items()})
+                found[rule].append({name: case_aucs(rows, corruption_of, score) for name, score in SCORES.items()})
                 of_slices[rule].append(slice_auc(rank(table, labels=about["labels"]), changed))
-    columns = ["all", *WAYS]
+    columns = ["all", *CORRUPTIONS]
     print(f"AUC of cases, mean (lowest) of {seeds} seeds\n| rule | score | {' | '.join(columns)} |")
     for rule, of_seeds in found.items():
         for score in SCORES:

@@ -28,7 +28,7 @@ def main(bundle: str, config: str | None = None, ct: str | None = None, cases: i
         write_phantoms(folder, cases=cases, seed=5)
         images = [str(image) for image in sorted(Path(folder, "TrainingImg").iterdir())]
         few = [volume_disagreement(predictor, image) for image in images]
-        every = [case_disagreement(predictor.predict_opinions(image)[1:-1]) for image in images]
+        every = [case_disagreement(predictor.predict_members(image)[1:-1]) for image in images]
         print(f"{len(images)} phantoms: rank correlation with all slices {spearmanr(few, every).statistic:.2f},")
         print(f"disagreement {min(every):.3f} to {max(every):.3f},", end=" ")
         print(f"largest difference {max(abs(a - b) for a, b in zip(few, every, strict=True)):.4f}")

@@ -156,7 +156,7 @@ def test_probabilities_are_on_the_images_grid_and_their_argmax_is_the_label_map(
     [again] = algo.predict([{"image": [file]}], {"rank": 0, "image_save_func": {"_target_": "SaveImage"}})
     assert torch.equal(found, again)
     assert algo.get_inferer().predictor is predictor  # kept between files, whatever AutoRunner hands over
-    [first] = algo.predict([file], {"voters": [0]})
+    [first] = algo.predict([file], {"ensemble_members": [0]})
     assert not torch.equal(first, found)
     assert copy.deepcopy(algo).get_score() == algo.get_score()
 

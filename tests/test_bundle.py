@@ -139,7 +139,16 @@ def test_the_committee_is_exported_with_its_weights(
 
 SHARED = [
     *("bundle_root", "device", "labels", "channels", "classes", "orientation", "spacing_mm", "normalise", "resampling"),
-    *("layout", "data_root", "patch_size", "precision", "member", "network_def", "voters", "is_not_rank_zero"),
+    *(
+        "layout",
+        "data_root",
+        "patch_size",
+        "precision",
+        "member",
+        "network_def",
+        "ensemble_members",
+        "is_not_rank_zero",
+    ),
 ]
 
 

@@ -136,7 +136,7 @@ def test_one_member_alone_and_mirroring_are_a_matter_of_configuration(
     nib.save(scan, tmp_path / "scan.nii.gz")
     outputs = [
         infer(tmp_path / "scan.nii.gz", tmp_path / name, **overrides)
-        for name, overrides in {"all": {}, "first": {"voters": [0]}, "mirrored": {"mirror": True}}.items()
+        for name, overrides in {"all": {}, "first": {"ensemble_members": [0]}, "mirrored": {"mirror": True}}.items()
     ]
     voxels = [np.asanyarray(nib.load(output / "scan.nii.gz").dataobj) for output in outputs]
     assert not np.array_equal(voxels[0], voxels[1])

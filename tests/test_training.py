@@ -235,7 +235,7 @@ def test_a_damaged_case_is_named_before_training(
         ),
         ({"select#keep": 0}, "keep must be in (0, 1], got 0"),
         ({"network_def#members": ["%member", "%member"]}, "network_def has 2 members, but LossDifference needs 3"),
-        ({"network_def#voters": [5]}, "voters must be indices of the 3 members"),
+        ({"network_def#ensemble_members": [5]}, "ensemble_members must be indices of the 3 members"),
         ({"fold": 9}, "fold must be 0 to 4, all or none, got 9"),
         ({"labels": {"0": "nothing"}, "fold": "none"}, "labels must have different ids from 1 to 255, got 0"),
         ({"orientation": "XYZ"}, "orientation must be three axis codes such as RAS, got XYZ"),

@@ -51,16 +51,16 @@ def stamp(weights: Path) -> str:
 
 
 def volume_disagreement(predictor: Predictor, image: str) -> float:
-    """Return how much the voters disagree on a volume's file, in [0, 1]: see `disagreement.case_disagreement`.
+    """Return how much the members disagree on a volume's file, in [0, 1]: see `disagreement.case_disagreement`.
 
     Up to 32 slices are looked at, in one pass.
 
     Raises:
-        BadInput: see `Predictor.predict_opinions`.
+        BadInput: see `Predictor.predict_members`.
     """
     prepared = predictor.preprocessing({"image": image})["image"]  # (channels, x, y, z)
     step = math.ceil(prepared.shape[-1] / SLICES)
-    return case_disagreement(predictor.opinions(prepared[..., step // 2 :: step])[1:-1])
+    return case_disagreement(predictor.member_predictions(prepared[..., step // 2 :: step])[1:-1])
 
 
 def most_disputed(

@@ -1,4 +1,4 @@
-"""How does Auto3DSeg train committees?"""
+"""The committee as an algorithm of MONAI's Auto3DSeg: each fold is a bundle that AutoRunner trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does Auto3DSeg get a fold's probabilities? (MONAI looks for a script of this name.)"""
+"""Inference of a fold for MONAI's Auto3DSeg, which looks for a script of this name."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class InferClass:
         """
         files = image["image"] if isinstance(image, Mapping) else image
         files = files[0] if not isinstance(files, str | Path) and len(files) == 1 else files
-        found = MetaTensor(self.predictor.predict_probabilities(files).cpu())
-        found.meta["filename_or_obj"] = first_file(files)
+        probabilities = MetaTensor(self.predictor.predict_probabilities(files).cpu())
+        probabilities.meta["filename_or_obj"] = first_file(files)
         ids = self.predictor.inferer.label_ids.tolist()
         if ids == list(range(len(ids))):
-            return found
-        by_id = torch.zeros((ids[-1] + 1, *found.shape[1:]))
-        by_id[ids] = torch.as_tensor(found)
-        return MetaTensor(by_id, meta=found.meta)
+            return probabilities
+        by_id = torch.zeros((ids[-1] + 1, *probabilities.shape[1:]))
+        by_id[ids] = torch.as_tensor(probabilities)
+        return MetaTensor(by_id, meta=probabilities.meta)

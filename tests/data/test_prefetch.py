@@ -9,7 +9,7 @@ from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Flip
 from torch.utils.data import Dataset
 
-from cyclic_committee.scripts.data.prefetch import ReadAheadLoader, collate
+from cyclic_committee.scripts.data.prefetch import PrefetchLoader, collate
 from cyclic_committee.scripts.runtime.errors import BadInput, find_bad_input
 
 
@@ -41,15 +41,15 @@ def wait_for(files: Files, count: int) -> None:
 
 
 def test_all_batches_come_in_their_order_and_again_on_the_next_run() -> None:
-    loader = ReadAheadLoader(dataset=Files(5), batch_size=2)
+    loader = PrefetchLoader(dataset=Files(5), batch_size=2)
     for _ in range(2):
         assert [batch["image"].flatten().tolist() for batch in loader] == [[0, 1], [2, 3], [4]]
     assert len(loader) == 3
 
 
-def test_one_is_read_ahead_in_a_thread_and_never_more() -> None:
+def test_one_is_prefetched_in_a_thread_and_never_more() -> None:
     files = Files(6)
-    for number, _ in enumerate(ReadAheadLoader(dataset=files, batch_size=1)):
+    for number, _ in enumerate(PrefetchLoader(dataset=files, batch_size=1)):
         wait_for(files, min(6, number + 2))
         time.sleep(0.05)  # time for one too many
         assert len(files.read) == min(6, number + 2)
@@ -57,7 +57,7 @@ def test_one_is_read_ahead_in_a_thread_and_never_more() -> None:
 
 
 def test_what_cannot_be_read_is_told_when_its_turn_has_come() -> None:
-    batches = iter(ReadAheadLoader(dataset=Files(4, damaged=2), batch_size=1))
+    batches = iter(PrefetchLoader(dataset=Files(4, damaged=2), batch_size=1))
     assert [int(next(batches)["image"]) for _ in range(2)] == [0, 1]
     with pytest.raises(Exception, match="damaged or truncated") as caught:
         next(batches)
@@ -66,13 +66,13 @@ def test_what_cannot_be_read_is_told_when_its_turn_has_come() -> None:
 
 def test_a_run_may_stop_early() -> None:
     files = Files(5)
-    for _ in ReadAheadLoader(dataset=files, batch_size=1):
+    for _ in PrefetchLoader(dataset=files, batch_size=1):
         break
     assert files.read == [0, 1]
 
 
 def test_nothing_to_read_is_no_batch() -> None:
-    assert list(ReadAheadLoader(dataset=Files(0), batch_size=1)) == []
+    assert list(PrefetchLoader(dataset=Files(0), batch_size=1)) == []
 
 
 def test_a_single_volume_is_a_batch_in_its_own_memory_with_what_monai_says_of_it() -> None:

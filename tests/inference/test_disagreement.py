@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from cyclic_committee.scripts.inference.disagreement import EachVoter, case_disagreement, disagreement
+from cyclic_committee.scripts.inference.disagreement import MemberProbabilities, case_disagreement, disagreement
 from cyclic_committee.scripts.inference.predictor import Predictor
 from cyclic_committee.scripts.networks.committee import Committee
 from cyclic_committee.scripts.phantoms.phantom import make_phantom
@@ -29,18 +30,18 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("voters", [None, [0, 2]], ids=["all vote", "two vote"])
+@pytest.mark.parametrize("ensemble_members", [None, [0, 2]], ids=["all", "two"])
 def test_the_first_channel_is_the_label_map_and_the_others_are_each_voters_own(
-    process_state: None, model: Path, image: Path, voters: list[int] | None
+    process_state: None, model: Path, image: Path, ensemble_members: list[int] | None
 ) -> None:
-    predictor = Predictor.from_config(ckpt_path=model, **VALUES, voters=voters)
-    found = predictor.predict_opinions(image)
-    of_voters = [0, 1, 2] if voters is None else voters
+    predictor = Predictor.from_config(ckpt_path=model, **VALUES, ensemble_members=ensemble_members)
+    found = predictor.predict_members(image)
+    members = [0, 1, 2] if ensemble_members is None else ensemble_members
     assert found.dtype == torch.uint8
-    assert found.shape == (2 + len(of_voters), *nib.load(image).shape)
+    assert found.shape == (2 + len(members), *nib.load(image).shape)
     assert torch.equal(found[:1].as_tensor(), predictor.predict(image).as_tensor())  # type: ignore[attr-defined]
-    for channel, voter in enumerate(of_voters, start=1):
-        alone = Predictor.from_config(ckpt_path=model, **VALUES, voters=[voter])
+    for channel, member in enumerate(members, start=1):
+        alone = Predictor.from_config(ckpt_path=model, **VALUES, ensemble_members=[member])
         assert torch.equal(found[channel].as_tensor(), alone.predict(image)[0].as_tensor())  # type: ignore[attr-defined]
     apart, labels = found[-1].numpy(), found[1:-1].numpy()
     differ = (labels != labels[0]).any(axis=0)
@@ -50,23 +51,30 @@ def test_the_first_channel_is_the_label_map_and_the_others_are_each_voters_own(
 
 
 def test_one_voter_has_nobody_to_disagree_with(process_state: None, model: Path, image: Path) -> None:
-    predictor = Predictor.from_config(ckpt_path=model, **VALUES, voters=[1])
-    with pytest.raises(BadInput, match="voters: one member has nobody to disagree with"):
-        predictor.predict_opinions(image)
+    predictor = Predictor.from_config(ckpt_path=model, **VALUES, ensemble_members=[1])
+    with pytest.raises(BadInput, match="ensemble_members: one member has nobody to disagree with"):
+        predictor.predict_members(image)
 
 
 def test_their_mean_is_the_committees_to_the_last_bit() -> None:
     torch.manual_seed(0)
     committee = Committee([nn.Conv2d(1, 4, 3, padding=1) for _ in range(3)])
     image = torch.randn(2, 1, 9, 9)
-    assert torch.equal(EachVoter(committee)(image)[:, :4], committee(image))
+    assert torch.equal(MemberProbabilities(committee)(image)[:, :4], committee(image))
 
 
 SURE = {0: [1.0, 0.0, 0.0], 1: [0.0, 1.0, 0.0], 2: [0.0, 0.0, 1.0]}
 
 
+def test_a_committee_of_a_bundle_of_version_0_1_is_understood() -> None:
+    committee: Any = Committee([nn.Conv2d(1, 2, 1) for _ in range(3)])
+    committee.voters = [2, 0]
+    del committee.ensemble_members
+    assert MemberProbabilities(committee).ensemble_members == [0, 2]
+
+
 @pytest.mark.parametrize(
-    ("voices", "expected"),
+    ("per_member", "expected"),
     [
         ([SURE[0], SURE[0]], 0.0),
         ([SURE[0], SURE[1]], 1.0),
@@ -76,8 +84,8 @@ SURE = {0: [1.0, 0.0, 0.0], 1: [0.0, 1.0, 0.0], 2: [0.0, 0.0, 1.0]}
         ([[0.75, 0.25, 0.0], [0.25, 0.75, 0.0]], 0.75 * np.log2(3) - 1),
     ],
 )
-def test_voters_disagree_who_are_sure_of_different_classes(voices: list[list[float]], expected: float) -> None:
-    pixels = torch.tensor(voices)[None, :, :, None, None].expand(-1, -1, -1, 2, 3)  # (1, voters, classes, 2, 3)
+def test_members_disagree_that_are_sure_of_different_classes(per_member: list[list[float]], expected: float) -> None:
+    pixels = torch.tensor(per_member)[None, :, :, None, None].expand(-1, -1, -1, 2, 3)  # (1, members, classes, 2, 3)
     found = disagreement(pixels)
     assert found.shape == (1, 2, 3)
     assert torch.allclose(found, torch.full((1, 2, 3), expected), atol=1e-6)

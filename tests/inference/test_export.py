@@ -90,7 +90,7 @@ def test_a_file_gives_what_the_networks_give_for_any_number_and_size(
     [agreement] = export(out, format=format, overlays=[str(overlay)], ckpt_path=model, member=member)
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     assert 0 < agreement.difference < 1e-5  # other operators than the original's: equal would be no comparison
-    network = network_of(model, overlay, voters=None if member is None else [member])
+    network = network_of(model, overlay, ensemble_members=None if member is None else [member])
     exported = load(out, format)
     for shape in ((1, 1, 48, 48), (5, 1, 24, 100), (2, 1, 8, 12)):
         image = torch.randn(shape)
@@ -108,12 +108,12 @@ def test_one_members_file_holds_no_other_members_weights(model: Path, overlay: P
 
 
 def test_voters_of_the_configuration_are_those_of_the_file(model: Path, overlay: Path, tmp_path: Path) -> None:
-    (tmp_path / "two.yaml").write_text("voters: [2, 0]")
+    (tmp_path / "two.yaml").write_text("ensemble_members: [2, 0]")
     overlays = [str(overlay), str(tmp_path / "two.yaml")]
     export(tmp_path / "two.ts", format="torchscript", overlays=overlays, ckpt_path=model)
     image = torch.randn(1, 1, 48, 48)
     with torch.no_grad():
-        expected = network_of(model, overlay, voters=[0, 2])(image)
+        expected = network_of(model, overlay, ensemble_members=[0, 2])(image)
     assert torch.allclose(torch.jit.load(tmp_path / "two.ts")(image), expected, atol=1e-5)
 
 
@@ -297,7 +297,7 @@ def test_a_bundle_elsewhere_is_exported_with_its_own_configuration_code_and_weig
     assert (done.returncode, done.stderr) == (0, "")
     image = torch.randn(2, 1, 48, 48)
     with torch.no_grad():
-        expected = network_of(model, overlay, voters=[1])(image)
+        expected = network_of(model, overlay, ensemble_members=[1])(image)
     assert torch.allclose(torch.jit.load(tmp_path / "mine.ts")(image), expected, atol=1e-5)
 
 

@@ -117,7 +117,7 @@ def test_it_is_a_command(
     overlay = tmp_path / "tiny.yaml"
     overlay.write_text("\n".join(f"{key}: {value}" for key, value in VALUES.items()))
     words = ["predict", str(study / "patient"), "--out", str(tmp_path / "out"), "--ckpt_path", str(model)]
-    words += ["--config", f"variants/small.yaml,{overlay}", "--disagreement", "--voters", "[0,2]"]
+    words += ["--config", f"variants/small.yaml,{overlay}", "--disagreement", "--ensemble_members", "[0,2]"]
     monkeypatch.setattr(sys, "argv", ["cyclic-committee", *words])
     command_line.main()
     assert files(tmp_path / "out") == [
@@ -148,7 +148,7 @@ def test_maps_lie_on_the_images_grid(predict: Any, model: Path, study: Path, tmp
     apart = nib.load(tmp_path / "turned_disagreement.nii.gz")
     assert (apart.shape, apart.get_data_dtype()) == (label_map.shape, np.uint8)
     image = nib.load(study / "scan.nii.gz")
-    said = Predictor.from_config(ckpt_path=model, **VALUES).predict_opinions(study / "scan.nii.gz")[-1].numpy()
+    said = Predictor.from_config(ckpt_path=model, **VALUES).predict_members(study / "scan.nii.gz")[-1].numpy()
     assert said.max() > 20
     expected = nib.as_closest_canonical(nib.Nifti1Image(said, image.affine)).dataobj
     assert np.allclose(nib.as_closest_canonical(apart).get_fdata(), np.asanyarray(expected) / 255, atol=1e-6)
@@ -209,7 +209,7 @@ def test_what_was_labelled_before_is_not_labelled_again(predict: Any, study: Pat
         ({"out": "study"}, r"study: holds what is to be labelled\. Choose another folder"),
         ({"source": "study/scan.nii.gz", "out": "study"}, r"study: holds what is to be labelled"),
         ({"out": "study/scan.nii.gz"}, r"scan\.nii\.gz: no such folder can be made"),
-        ({"disagreement": True, "voters": [1]}, "one member has nobody to disagree with"),
+        ({"disagreement": True, "ensemble_members": [1]}, "one member has nobody to disagree with"),
         ({"overlays": ["none.yaml"]}, r"none\.yaml: no such configuration file"),
     ],
 )

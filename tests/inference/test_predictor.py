@@ -44,7 +44,9 @@ def voxels(path: Path) -> np.ndarray:
     return np.asanyarray(nib.load(path).dataobj)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"voters": [1]}, {"mirror": True}], ids=["all", "one voter", "mirrored"])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"ensemble_members": [1]}, {"mirror": True}], ids=["all", "one member", "mirrored"]
+)
 def test_it_labels_as_the_workflow_does_voxel_for_voxel(
     workflow: Workflow, model: Path, images: Path, tmp_path: Path, overrides: dict[str, Any]
 ) -> None:
@@ -128,8 +130,8 @@ def test_overlays_are_those_of_the_bundle_or_files(
     [
         ({"overlays": ["none.yaml"]}, r"none\.yaml: no such configuration file"),
         ({"ckpt_path": "none.pt"}, r"none\.pt: no such checkpoint"),
-        ({"votes": [0]}, "votes: no such key.* Did you mean voters"),
-        ({"voters": [3]}, "voters must be indices of the 3 members"),
+        ({"ensemble_member": [0]}, "ensemble_member: no such key.* Did you mean ensemble_members"),
+        ({"ensemble_members": [3]}, "ensemble_members must be indices of the 3 members"),
         ({"member#features": [4, 8]}, "doesn't fit the network"),
     ],
 )

@@ -29,8 +29,8 @@ def test_calls_run_at_the_same_time_and_in_order(threads: int) -> None:
         together.wait()
         return item, torch.get_num_threads(), torch.is_grad_enabled()
 
-    with sharing_cores(torch.device("cpu")) as side_by_side:
-        found = list(side_by_side(call, range(threads * 3)))
+    with sharing_cores(torch.device("cpu")) as in_threads:
+        found = list(in_threads(call, range(threads * 3)))
     assert found == [(item, 1, False) for item in range(threads * 3)]
     assert torch.get_num_threads() == threads
 
@@ -39,8 +39,8 @@ def test_threads_are_shared_out() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2 * MOST)
     try:
-        with sharing_cores(torch.device("cpu")) as side_by_side:
-            assert list(side_by_side(lambda _: torch.get_num_threads(), range(4))) == [2] * 4
+        with sharing_cores(torch.device("cpu")) as in_threads:
+            assert list(in_threads(lambda _: torch.get_num_threads(), range(4))) == [2] * 4
     finally:
         torch.set_num_threads(before)
 
@@ -50,8 +50,8 @@ def test_a_gpu_or_a_single_thread_is_fed_by_this_thread(device: str, number: int
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
-        with sharing_cores(torch.device(device)) as side_by_side:
-            assert set(side_by_side(lambda _: get_ident(), range(4))) == {get_ident()}
+        with sharing_cores(torch.device(device)) as in_threads:
+            assert set(in_threads(lambda _: get_ident(), range(4))) == {get_ident()}
     finally:
         torch.set_num_threads(before)
 
@@ -84,5 +84,5 @@ def test_a_volume_is_labelled_the_same_by_many_threads(threads: int) -> None:
 
 
 def test_an_error_in_a_slice_ends_the_volume(threads: int) -> None:
-    with sharing_cores(torch.device("cpu")) as side_by_side, pytest.raises(BadInput, match="too bright"):
-        list(side_by_side(Blur(), [torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 3.0)]))
+    with sharing_cores(torch.device("cpu")) as in_threads, pytest.raises(BadInput, match="too bright"):
+        list(in_threads(Blur(), [torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 3.0)]))

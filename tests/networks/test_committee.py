@@ -21,11 +21,11 @@ def test_the_committee_says_the_mean_of_the_softmaxes() -> None:
     assert torch.allclose(committee(image), expected)
 
 
-@pytest.mark.parametrize("voters", [[0], [2], [0, 2]])
-def test_only_the_voters_speak(voters: list[int]) -> None:
-    committee = Committee(members(), voters=voters).eval()
+@pytest.mark.parametrize("ensemble_members", [[0], [2], [0, 2]])
+def test_only_the_ensemble_members_speak(ensemble_members: list[int]) -> None:
+    committee = Committee(members(), ensemble_members=ensemble_members).eval()
     image = torch.rand(1, 1, 16, 16)
-    expected = sum(committee.members[voter](image).softmax(dim=1) for voter in voters) / len(voters)
+    expected = sum(committee.members[k](image).softmax(dim=1) for k in ensemble_members) / len(ensemble_members)
     assert torch.allclose(committee(image), expected)
 
 
@@ -73,10 +73,10 @@ def test_random_weights_are_not_taken_for_trained_ones() -> None:
     require_training(other)
 
 
-@pytest.mark.parametrize("voters", [[], [3], [-1]])
-def test_voters_must_be_members(voters: list[int]) -> None:
-    with pytest.raises(BadInput, match="voters must be indices of the 3 members"):
-        Committee(members(), voters=voters)
+@pytest.mark.parametrize("ensemble_members", [[], [3], [-1]])
+def test_ensemble_members_must_be_members(ensemble_members: list[int]) -> None:
+    with pytest.raises(BadInput, match="ensemble_members must be indices of the 3 members"):
+        Committee(members(), ensemble_members=ensemble_members)
 
 
 def test_a_committee_of_nobody_is_refused() -> None:

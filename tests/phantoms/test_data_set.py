@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from cyclic_committee.scripts.phantoms import data_set as phantom_data_set
-from cyclic_committee.scripts.phantoms.data_set import LAYOUTS, agreement, write_phantoms
-from cyclic_committee.scripts.phantoms.label_noise import WAYS, choose_corruptions
+from cyclic_committee.scripts.phantoms.data_set import LAYOUTS, corruption_dsc, write_phantoms
+from cyclic_committee.scripts.phantoms.label_noise import CORRUPTIONS, choose_corruptions
 from cyclic_committee.scripts.phantoms.phantom import LABELS, Phantom, make_phantom
 from cyclic_committee.scripts.runtime.atomic_files import HOST, UNFINISHED
 from cyclic_committee.scripts.runtime.errors import BadInput
@@ -152,15 +152,20 @@ def test_the_table_says_what_is_wrong_with_which_label(tmp_path: Path) -> None:
         assert float(row["dsc"]) == pytest.approx(np.mean(scores), abs=1e-6)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_way_does_the_same_to_a_label_whatever_the_number_of_cases(small: None, tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_way_does_the_same_to_a_label_whatever_the_number_of_cases(
+    small: None, tmp_path: Path, corruption: str
+) -> None:
     long, short = (
-        [voxels(pair["label"]).tobytes() for pair in write_phantoms(tmp_path / name, cases=n, corrupt=1, ways=way)]
+        [
+            voxels(pair["label"]).tobytes()
+            for pair in write_phantoms(tmp_path / name, cases=n, corrupt=1, corruptions=corruption)
+        ]
         for name, n in (("long", 8), ("short", 3))
     )
     assert long[:3] == short
     assert len(set(long)) > 1  # but not to every label
-    assert {row["way"] for row in table(tmp_path / "long")} == {way}
+    assert {row["way"] for row in table(tmp_path / "long")} == {corruption}
 
 
 def test_writing_again_gives_the_same_bytes_and_replaces_another_seed(small: None, tmp_path: Path) -> None:
@@ -240,9 +245,9 @@ def test_a_file_is_no_folder(small: None, tmp_path: Path) -> None:
         ({"corrupt": 30}, r"^corrupt: must be in \[0, 1\], got 30\."),
         ({"corrupt": True}, r"^corrupt: must be in \[0, 1\], got True\."),
         ({"corrupt": float("nan")}, r"^corrupt: must be in \[0, 1\], got nan\."),
-        ({"ways": "blur"}, r"^ways: must be one or more of dilation, .*, got 'blur'\."),
-        ({"corrupt": 0.5, "ways": ("shift", "blur")}, "^ways: must be one or more of dilation"),
-        ({"corrupt": 0.5, "ways": ()}, "^ways: must be one or more of dilation"),
+        ({"corruptions": "blur"}, r"^corruptions: must be one or more of dilation, .*, got 'blur'\."),
+        ({"corrupt": 0.5, "corruptions": ("shift", "blur")}, "^corruptions: must be one or more of dilation"),
+        ({"corrupt": 0.5, "corruptions": ()}, "^corruptions: must be one or more of dilation"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_written(
@@ -295,14 +300,14 @@ def test_agreement_is_over_the_organs_that_are_there() -> None:
     clean, wrong = np.zeros((2, 4, 1, 1), np.uint8)
     clean[:2], clean[2:] = 1, 3
     wrong[:2], wrong[2:3], wrong[3:] = 1, 3, 2
-    assert agreement(wrong, clean) == {
+    assert corruption_dsc(wrong, clean) == {
         "dsc": "0.833333",
         "dsc_liver": "1.000000",
         "dsc_kidney": "",
         "dsc_spleen": "0.666667",
         "dsc_pancreas": "",
     }
-    assert agreement(np.zeros_like(clean), np.zeros_like(clean))["dsc"] == "1.000000"
+    assert corruption_dsc(np.zeros_like(clean), np.zeros_like(clean))["dsc"] == "1.000000"
 
 
 def test_a_share_that_comes_to_no_case_is_still_told(small: None, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from scipy import ndimage
 
 from cyclic_committee.scripts.metrics.dsc_nsd import dice
 from cyclic_committee.scripts.phantoms.label_noise import (
+    CORRUPTIONS,
     GROWTH_MM,
     LOSS_MM,
     WAVE_MM,
     WAY_OFF_MM,
-    WAYS,
-    check_ways,
+    check_corruptions,
     choose_corruptions,
     corrupt_label,
     corrupt_somehow,
@@ -37,8 +37,10 @@ def label() -> np.ndarray:
     return np.pad(phantom, 8)
 
 
-def corrupted(label: np.ndarray, way: str, seed: int | Sequence[int] = 0, spacing_mm: Any = SPACING_MM) -> np.ndarray:
-    return corrupt_label(label, way=way, spacing_mm=spacing_mm, seed=seed)
+def corrupted(
+    label: np.ndarray, corruption: str, seed: int | Sequence[int] = 0, spacing_mm: Any = SPACING_MM
+) -> np.ndarray:
+    return corrupt_label(label, corruption=corruption, spacing_mm=spacing_mm, seed=seed)
 
 
 def half_space(axis: int, *, spacing_mm: tuple[float, ...], size_mm: float = 96) -> np.ndarray:
@@ -107,7 +109,7 @@ def moved_as_a_whole(wrong: np.ndarray, right: np.ndarray) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    ("way", "check"),
+    ("corruption", "check"),
     [
         ("dilation", only_grown_into_background),
         ("erosion", only_shrunk),
@@ -118,10 +120,10 @@ def moved_as_a_whole(wrong: np.ndarray, right: np.ndarray) -> None:
     ],
 )
 def test_a_way_does_what_its_name_says_and_no_more(
-    label: np.ndarray, way: str, check: Callable[[np.ndarray, np.ndarray], None], seed: int
+    label: np.ndarray, corruption: str, check: Callable[[np.ndarray, np.ndarray], None], seed: int
 ) -> None:
     before = label.copy()
-    wrong = corrupted(label, way, seed)
+    wrong = corrupted(label, corruption, seed)
     np.testing.assert_array_equal(label, before)
     assert wrong.shape == label.shape
     assert wrong.dtype == np.uint8
@@ -129,15 +131,15 @@ def test_a_way_does_what_its_name_says_and_no_more(
     check(wrong, label)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_seed_gives_the_same_corruption_always_and_others_give_others(label: np.ndarray, way: str) -> None:
-    results = [corrupted(label, way, seed).tobytes() for seed in (*range(6), 0)]
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_seed_gives_the_same_corruption_always_and_others_give_others(label: np.ndarray, corruption: str) -> None:
+    results = [corrupted(label, corruption, seed).tobytes() for seed in (*range(6), 0)]
     assert results[0] == results[-1]
     assert len(set(results)) >= 3
 
 
 @pytest.mark.parametrize(
-    ("way", "least", "most"),
+    ("corruption", "least", "most"),
     [
         ("dilation", 0.6, 0.92),
         ("erosion", 0.5, 0.9),
@@ -147,23 +149,23 @@ def test_a_seed_gives_the_same_corruption_always_and_others_give_others(label: n
         ("swapped_organs", 0.5, 0.5),
     ],
 )
-def test_a_corrupted_phantom_is_clearly_wrong_but_still_a_label(way: str, least: float, most: float) -> None:
+def test_a_corrupted_phantom_is_clearly_wrong_but_still_a_label(corruption: str, least: float, most: float) -> None:
     for seed in range(3):
         phantom = make_phantom(seed)
-        wrong = corrupted(phantom.label, way, seed, np.diag(phantom.affine)[:3].tolist())
+        wrong = corrupted(phantom.label, corruption, seed, np.diag(phantom.affine)[:3].tolist())
         assert least <= np.mean([dice(wrong == organ, phantom.label == organ) for organ in LABELS]) <= most
 
 
-@pytest.mark.parametrize(("way", "sign", "limits_mm"), [("dilation", 1, GROWTH_MM), ("erosion", -1, LOSS_MM)])
+@pytest.mark.parametrize(("corruption", "sign", "limits_mm"), [("dilation", 1, GROWTH_MM), ("erosion", -1, LOSS_MM)])
 @pytest.mark.parametrize("seed", range(4))
 def test_growth_and_loss_are_millimetres_along_every_axis(
-    way: str, sign: int, limits_mm: tuple[float, float], seed: int
+    corruption: str, sign: int, limits_mm: tuple[float, float], seed: int
 ) -> None:
     amounts_mm = []
     for axis in range(3):
         for coarse_mm in (1.0, 4.0):
             spacing_mm = tuple(FINE if other == axis else coarse_mm for other in range(3))
-            wrong = corrupted(half_space(axis, spacing_mm=spacing_mm, size_mm=16), way, seed, spacing_mm)
+            wrong = corrupted(half_space(axis, spacing_mm=spacing_mm, size_mm=16), corruption, seed, spacing_mm)
             amounts_mm += np.unique(sign * border_mm(wrong, axis, spacing_mm)).tolist()
     assert limits_mm[0] - FINE <= min(amounts_mm) <= max(amounts_mm) <= limits_mm[1] + FINE
     assert len(set(amounts_mm)) == 1
@@ -237,13 +239,13 @@ def test_between_two_organs_the_nearer_one_grows() -> None:
         assert wrong[8:12, 0, 0].tolist() in ([1, 0, 0, 2], [1, 1, 2, 2])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
 @pytest.mark.parametrize("value", [0, 3])
-def test_a_volume_of_one_value_is_no_trouble(way: str, value: int) -> None:
+def test_a_volume_of_one_value_is_no_trouble(corruption: str, value: int) -> None:
     right = np.full((6, 5, 1), value, np.uint8)
-    wrong = corrupted(right, way)
+    wrong = corrupted(right, corruption)
     assert set(np.unique(wrong)) <= {0, value}
-    if value == 0 or way != "shift":
+    if value == 0 or corruption != "shift":
         np.testing.assert_array_equal(wrong, right)
 
 
@@ -253,34 +255,41 @@ def test_a_way_that_needs_two_organs_gives_way_to_another(first: str) -> None:
     right[3:9, 3:9, 3:9] = 4
     others = set()
     for seed in range(12):
-        wrong, way = corrupt_somehow(right, first=first, ways=tuple(WAYS), spacing_mm=(3.0, 3.0, 3.0), seed=seed)
-        np.testing.assert_array_equal(wrong, corrupt_label(right, way=way, spacing_mm=(3.0, 3.0, 3.0), seed=seed))
+        wrong, corruption = corrupt_somehow(
+            right, first=first, corruptions=tuple(CORRUPTIONS), spacing_mm=(3.0, 3.0, 3.0), seed=seed
+        )
+        np.testing.assert_array_equal(
+            wrong, corrupt_label(right, corruption=corruption, spacing_mm=(3.0, 3.0, 3.0), seed=seed)
+        )
         assert not np.array_equal(wrong, right)
         assert wrong.any()
-        others.add(way)
+        others.add(corruption)
     assert others <= set(GEOMETRIC)
     assert len(others) > 1
 
 
 def test_a_way_that_fits_is_kept(label: np.ndarray) -> None:
-    for way in WAYS:
-        wrong, done = corrupt_somehow(label, first=way, ways=tuple(WAYS), spacing_mm=SPACING_MM, seed=(5, 2))
-        assert done == way
-        np.testing.assert_array_equal(wrong, corrupted(label, way, (5, 2)))
+    for corruption in CORRUPTIONS:
+        wrong, done = corrupt_somehow(
+            label, first=corruption, corruptions=tuple(CORRUPTIONS), spacing_mm=SPACING_MM, seed=(5, 2)
+        )
+        assert done == corruption
+        np.testing.assert_array_equal(wrong, corrupted(label, corruption, (5, 2)))
 
 
 @pytest.mark.parametrize(
-    ("organs", "ways"), [((), tuple(WAYS)), ((1,), ("swapped_organs",)), ((2,), ("missing_organ", "swapped_organs"))]
+    ("organs", "corruptions"),
+    [((), tuple(CORRUPTIONS)), ((1,), ("swapped_organs",)), ((2,), ("missing_organ", "swapped_organs"))],
 )
 def test_a_label_that_no_way_fits_stays_and_is_said_to_be_unchanged(
-    organs: tuple[int, ...], ways: tuple[str, ...]
+    organs: tuple[int, ...], corruptions: tuple[str, ...]
 ) -> None:
     right = np.zeros((8, 8, 8), np.uint8)
     for organ in organs:
         right[organ : organ + 3] = organ
-    for first in ways:
-        wrong, way = corrupt_somehow(right, first=first, ways=ways, spacing_mm=SPACING_MM, seed=0)
-        assert way == ""
+    for first in corruptions:
+        wrong, corruption = corrupt_somehow(right, first=first, corruptions=corruptions, spacing_mm=SPACING_MM, seed=0)
+        assert corruption == ""
         np.testing.assert_array_equal(wrong, right)
 
 
@@ -305,27 +314,29 @@ def test_the_share_is_exact(share: float, cases: int, count: int) -> None:
         chosen = choose_corruptions(names, share=share, seed=seed)
         assert len(chosen) == count
         assert set(chosen) <= set(names)
-        assert set(chosen.values()) <= set(WAYS)
+        assert set(chosen.values()) <= set(CORRUPTIONS)
 
 
-@pytest.mark.parametrize(("cases", "ways"), [(12, tuple(WAYS)), (20, tuple(WAYS)), (7, ("shift", "erosion"))])
-def test_ways_are_spread_evenly(cases: int, ways: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("cases", "corruptions"), [(12, tuple(CORRUPTIONS)), (20, tuple(CORRUPTIONS)), (7, ("shift", "erosion"))]
+)
+def test_ways_are_spread_evenly(cases: int, corruptions: tuple[str, ...]) -> None:
     names = [f"case_{number}" for number in range(cases)]
     for seed in range(5):
-        counts = Counter(choose_corruptions(names, share=1, ways=ways, seed=seed).values())
-        assert set(counts) == set(ways)
+        counts = Counter(choose_corruptions(names, share=1, corruptions=corruptions, seed=seed).values())
+        assert set(counts) == set(corruptions)
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_the_choice_depends_on_the_seed_and_not_on_any_order() -> None:
     names = [f"case_{number}" for number in range(30)]
     chosen = choose_corruptions(names, share=0.4, seed=3)
-    again = choose_corruptions(names[::-1], share=0.4, ways=tuple(WAYS)[::-1], seed=3)
+    again = choose_corruptions(names[::-1], share=0.4, corruptions=tuple(CORRUPTIONS)[::-1], seed=3)
     assert list(chosen.items()) == list(again.items())
     others = [choose_corruptions(names, share=0.4, seed=seed) for seed in range(4, 8)]
     assert all(set(other) != set(chosen) for other in others)
     firsts = {choose_corruptions(["a"], share=1, seed=seed)["a"] for seed in range(30)}
-    assert len(firsts) > 3  # which way a case gets is drawn, too
+    assert len(firsts) > 3  # which corruption a case gets is drawn, too
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), True, "half", None])
@@ -334,14 +345,14 @@ def test_a_share_that_is_none_is_refused(share: Any) -> None:
         choose_corruptions(["a", "b"], share=share, seed=0)
 
 
-@pytest.mark.parametrize("ways", [("shift", "blur"), "blur", (), ("shift", "shift"), True, None, (["shift"],)])
-def test_ways_that_are_none_are_refused(ways: Any) -> None:
-    with pytest.raises(BadInput, match=r"^ways: must be one or more of dilation, .*shift, each once, got"):
-        check_ways(ways)
-    with pytest.raises(BadInput, match=r"^ways: "):
-        choose_corruptions(["a", "b"], share=0.5, ways=ways, seed=0)
+@pytest.mark.parametrize("corruptions", [("shift", "blur"), "blur", (), ("shift", "shift"), True, None, (["shift"],)])
+def test_ways_that_are_none_are_refused(corruptions: Any) -> None:
+    with pytest.raises(BadInput, match=r"^corruptions: must be one or more of dilation, .*shift, each once, got"):
+        check_corruptions(corruptions)
+    with pytest.raises(BadInput, match=r"^corruptions: "):
+        choose_corruptions(["a", "b"], share=0.5, corruptions=corruptions, seed=0)
 
 
 def test_one_way_may_be_given_by_its_name() -> None:
-    assert check_ways("shift") == ("shift",)
-    assert choose_corruptions(["a", "b"], share=1, ways="shift", seed=0) == {"a": "shift", "b": "shift"}
+    assert check_corruptions("shift") == ("shift",)
+    assert choose_corruptions(["a", "b"], share=1, corruptions="shift", seed=0) == {"a": "shift", "b": "shift"}

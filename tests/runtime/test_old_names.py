@@ -15,7 +15,7 @@ from conftest import BUNDLE, CONFIGS
 from monai.bundle import ConfigParser
 
 from cyclic_committee.scripts.runtime.errors import BadInput
-from cyclic_committee.scripts.runtime.old_names import KEYS, MODULES, NAMES, keep_old_names
+from cyclic_committee.scripts.runtime.old_names import KEYS, MODULES, NAMES, keep_old_names, refuse_old_options
 from cyclic_committee.scripts.runtime.workflow import require_known_keys
 
 TODAY = "cyclic_committee.scripts"
@@ -64,6 +64,14 @@ def test_an_old_key_is_told_its_new_name(old: str, config: dict[str, Any]) -> No
     asked = json.loads(json.dumps(config).replace("{}", old))
     with pytest.raises(BadInput, match=f"^{old}: is called {KEYS[old]} today. Write that in"):
         require_known_keys(asked, known=known)
+
+
+@pytest.mark.parametrize("word", ["--ways", "--ways=shift"])
+def test_an_old_option_of_a_command_is_told_its_new_name(word: str) -> None:
+    with pytest.raises(BadInput, match=r"^--ways: is called --corruptions today\."):
+        refuse_old_options(["phantom", "--out", "OUT", word, "shift"])
+    refuse_old_options(["check", word])
+    refuse_old_options([])
 
 
 def test_an_old_key_is_none_in_a_bundle_that_still_has_it() -> None:

@@ -1,1 +1,1 @@
-"""Which labels the committee distrusts."""
+"""Label audit: training cases and slices ranked by how much the committee distrusts their labels."""

@@ -1,4 +1,4 @@
-"""The distrust of labels by the committees of several folds, put together."""
+"""Label audit over the folds of a cross-validation: the means of what each fold's committee distrusts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which labels does the committee distrust?"""
+"""Label audit: cases and slices ranked by how unlike their labels are to the committee's predictions."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ def audit(run: str | Path, *, out: str | Path | None = None, top: int = 20) -> l
     Written are `cases.csv` and `slices.csv`, ranked; `suspects.txt`, the names of the cases with a distrust of 3 or
     more, which `exclude` takes; and `pictures`, the most distrusted cases with their labels outlined.
 
-    It tells labels that are unlike the others. What is wrong everywhere in the same way isn't seen; a rare anatomy
-    with a right label is. A case of which few samples were drawn (`seen`) is judged by few.
+    Distrust is what others call a label-quality score, turned round: 0 for a usual label, the higher the worse. It
+    tells labels that are unlike the others. What is wrong everywhere in the same way isn't seen; a rare anatomy with a
+    right label is. A case of which few samples were drawn (`seen`) is judged by few.
 
     Args:
         run: the output folder of a training.
@@ -184,8 +185,8 @@ def deviations(values: Numbers, *, shown: NDArray[np.bool_]) -> Numbers:
 def matrix(table: pa.Table, column: str) -> Numbers:
     """Return a column of lists as `(rows, n)`."""
     values = pa.concat_arrays([chunk.flatten() for chunk in table[column].chunks])
-    found: Numbers = values.to_numpy(zero_copy_only=False).astype(np.float64).reshape(table.num_rows, -1)
-    return found
+    rows: Numbers = values.to_numpy(zero_copy_only=False).astype(np.float64).reshape(table.num_rows, -1)
+    return rows
 
 
 def write_rows(rows: Sequence[Suspect], path: Path) -> None:

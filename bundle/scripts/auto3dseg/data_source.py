@@ -1,4 +1,4 @@
-"""What do Auto3DSeg's input file and data analysis say about a data set?"""
+"""Auto3DSeg's input file and data analysis, read as this bundle's data set and channel names."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def read_analysis(path: str | Path) -> Analysis:
         BadInput: unreadable, or no data analysis.
     """
     try:
-        found = read_yaml(path)["stats_summary"]
-        channels = found["image_stats"]["channels"]
+        summary = read_yaml(path)["stats_summary"]
+        channels = summary["image_stats"]["channels"]
         return Analysis(
             file=Path(path),
-            cases=int(found["n_cases"]),
+            cases=int(summary["n_cases"]),
             channels=(int(channels["min"]), int(channels["max"])),
-            labels=tuple(float(label) for label in found["label_stats"]["labels"]),
+            labels=tuple(float(label) for label in summary["label_stats"]["labels"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, BadInput):
@@ -101,14 +101,14 @@ def read_analysis(path: str | Path) -> Analysis:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping that a YAML file holds. Raises BadInput if it can't be read."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise BadInput(
             f"{path}: can't be read ({error}). Run AutoRunner's earlier steps, or check the path."
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise BadInput(f"{path}: holds no keys with values. Give a file as AutoRunner writes it.")
-    return found
+    return content
 
 
 def measured_source(
@@ -139,8 +139,8 @@ def measured_source(
     channel_names = names_of_channels(source, analysis.channels[1])
     measured = measure(data_set, folder, labels=labels, channel_names=channel_names)
     require_same(analysis, "channels", len(measured[0].foreground), analysis.channels[0], source)
-    found = {0, *(int(label) for case in measured for label in case.label_voxels)}
-    require_same(analysis, "labels", sorted(found), sorted({0, *map(int, analysis.labels)}), source)
+    ids = {0, *(int(label) for case in measured for label in case.label_voxels)}
+    require_same(analysis, "labels", sorted(ids), sorted({0, *map(int, analysis.labels)}), source)
     return measured, labels, channel_names
 
 
@@ -162,19 +162,19 @@ def names_of_labels(source: Source, data_set: DataSet, analysis: Analysis) -> di
     Raises:
         BadInput: fewer names than labels.
     """
-    found = sorted({int(label) for label in analysis.labels} - {0})
+    analysed = sorted({int(label) for label in analysis.labels} - {0})
     given = list(source.class_names or ())
     if not given:
-        return dict(data_set.labels) or {label: f"label_{label}" for label in found}
+        return dict(data_set.labels) or {label: f"label_{label}" for label in analysed}
     if isinstance(given[0], dict):
         labels = {index_of(one)[0]: str(one["name"]) for one in given}
         labels.pop(0, None)
     else:
         names = [str(name) for name in given]
         names = names[1:] if names[0].lower() == "background" else names
-        ids = found if len(names) == len(found) else range(1, len(names) + 1)
+        ids = analysed if len(names) == len(analysed) else range(1, len(names) + 1)
         labels = dict(zip(ids, names, strict=True))
-    unknown = set(found) - labels.keys()
+    unknown = set(analysed) - labels.keys()
     if unknown:
         raise BadInput(f"{source.input_file}: class_names: the label {min(unknown)} has no name. Name all labels.")
     label_ids(labels)

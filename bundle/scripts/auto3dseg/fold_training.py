@@ -1,4 +1,4 @@
-"""How is a fold's training started, and when does it go on?"""
+"""The command that trains a fold, and its resumption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which batch fits into the GPUs?"""
+"""The largest batch size that fits into the GPUs' memory, by estimate."""
 
 from __future__ import annotations
 

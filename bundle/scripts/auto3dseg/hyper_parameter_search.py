@@ -1,4 +1,4 @@
-"""Which settings of the committee suit a data set best? (Optuna asks, MONAI's generator trains.)"""
+"""Hyper-parameter search over rules and their settings by Optuna, with MONAI's generator."""
 
 from __future__ import annotations
 

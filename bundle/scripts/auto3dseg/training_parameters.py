@@ -1,4 +1,4 @@
-"""Which keys of the configuration do Auto3DSeg's training parameters mean?"""
+"""Auto3DSeg's training parameters, translated to keys of this bundle's configuration."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How often a member runs over a mini-batch, and what is kept of it."""
+"""Backward modes: how often a member runs over a mini-batch, and which activations are kept of it."""

@@ -1,4 +1,4 @@
-"""Which operators compute the convolutions of traced passes on a CPU?"""
+"""Graph passes that put this bundle's CPU convolutions into a traced network."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def with_our_convolutions(nodes: Sequence[fx.Node]) -> list[fx.Node]:
         nodes: the operators of a graph, which is changed.
     """
     place, written = {node: i for i, node in enumerate(nodes)}, last_writes(nodes)
-    found: list[fx.Node] = []
+    rewritten: list[fx.Node] = []
     for node in nodes:
         args: Any = node.args
         if node.target is CONVOLUTION:
@@ -62,8 +62,8 @@ def with_our_convolutions(nodes: Sequence[fx.Node]) -> list[fx.Node]:
                 ours.meta["val"] = node.meta["val"]
                 node.replace_all_uses_with(ours)
                 node = ours
-        found.append(node)
-    return found
+        rewritten.append(node)
+    return rewritten
 
 
 def with_gradients_apart(first: Sequence[fx.Node], second: Sequence[fx.Node]) -> list[fx.Node]:
@@ -80,18 +80,18 @@ def with_gradients_apart(first: Sequence[fx.Node], second: Sequence[fx.Node]) ->
         second: those of the backward pass, in the same graph; what they take is changed.
     """
     place, written = {node: i for i, node in enumerate(first)}, last_writes(first)
-    found: list[fx.Node] = []
+    rewritten: list[fx.Node] = []
     gone: set[fx.Node] = set()
     for node in second:
         args: Any = node.args
         backward = Convolution(*args) if node.target is BACKWARD else None
         if backward and is_for_cpu(backward):
             new, old = apart(node, backward, changed=was_changed(backward, place, written))
-            found += new
+            rewritten += new
             gone.update(old)
         if node not in gone:
-            found.append(node)
-    return found
+            rewritten.append(node)
+    return rewritten
 
 
 def apart(node: fx.Node, backward: Convolution, *, changed: bool) -> tuple[list[fx.Node], set[fx.Node]]:
@@ -154,13 +154,13 @@ def parts_of(gradient: fx.Node, parts: Sequence[fx.Node]) -> list[list[fx.Node]]
     ends = [0]
     for part in parts:
         ends.append(ends[-1] + value_of(part).shape[1])
-    found: list[list[fx.Node]] = [[] for _ in parts]
+    of_parts: list[list[fx.Node]] = [[] for _ in parts]
     for user in gradient.users:
         which = [i for i in range(len(parts)) if user.target is PART and user.args[1:] == (1, ends[i], ends[i + 1])]
         if not which:
             return []
-        found[which[0]].append(user)
-    return found
+        of_parts[which[0]].append(user)
+    return of_parts
 
 
 def left_over(backward: Convolution) -> list[int]:
@@ -175,8 +175,8 @@ def left_over(backward: Convolution) -> list[int]:
 
 def value_of(node: fx.Node) -> Tensor:
     """Return the tensor without memory that the trace has for a node."""
-    found: Tensor = node.meta["val"]
-    return found
+    value: Tensor = node.meta["val"]
+    return value
 
 
 def is_for_cpu(one: Convolution) -> bool:

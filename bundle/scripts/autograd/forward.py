@@ -1,4 +1,4 @@
-"""How often does a member run over a mini-batch, and what is kept of it?"""
+"""Backward modes: shared forward pass, recomputed forward pass, plain autograd."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PlainAutograd(BackwardMode):
     """Run a member as PyTorch does by itself: what the backward pass needs is kept of all samples."""
 
     def __call__(self, member: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast) -> Forward:
-        """See `BackwardMode`."""
+        """Run a member with autograd's recording on."""
         return ForwardByAutograd(member, image, inferer=inferer, autocast=autocast)
 
 
@@ -63,7 +63,7 @@ class ForwardByAutograd(Forward):
         self.logits = finest(self.output).detach()
 
     def backward(self, samples: KeptSamples, loss: Loss) -> None:
-        """See `Forward`."""
+        """Run autograd backward through the chosen samples' outputs; see `Forward`."""
         output, self.output = self.output, None
         chosen = output[samples.order] if isinstance(output, Tensor) else [head[samples.order] for head in output]
         loss(chosen).backward()
@@ -82,7 +82,7 @@ class RecomputeForward(BackwardMode):
         self.learning = learning or SharedForward(otherwise=PlainAutograd())
 
     def __call__(self, member: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast) -> Forward:
-        """See `BackwardMode`."""
+        """Run a member without gradients, to be run again for them."""
         return ForwardTwice(member, image, inferer=inferer, autocast=autocast, learning=self.learning)
 
 
@@ -98,7 +98,7 @@ class ForwardTwice(Forward):
         self.again = partial(learning, member, inferer=inferer, autocast=autocast)
 
     def backward(self, samples: KeptSamples, loss: Loss) -> None:
-        """See `Forward`."""
+        """Run forward and backward again, on the chosen samples alone; see `Forward`."""
         self.again(self.image[samples.order]).backward(KeptSamples.of(range(len(samples.order))), loss)
 
 
@@ -122,7 +122,7 @@ class SharedForward(BackwardMode):
         self.fallback: WeakKeyDictionary[nn.Module, BackwardMode] = WeakKeyDictionary()
 
     def __call__(self, member: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast) -> Forward:
-        """See `BackwardMode`."""
+        """Run a member's traced forward graph, or the member by `otherwise` where there is none."""
         image = image.contiguous()  # as it is traced
 
         def graphs(samples: int) -> TracedGraphs:
@@ -143,7 +143,7 @@ class SharedForward(BackwardMode):
         return ForwardOnce(member, image, graphs=graphs, run=self.run)
 
     def stream_contexts(self, members: int, device: torch.device) -> AbstractContextManager[Sequence[StreamContext]]:
-        """See `BackwardMode`; on a GPU side by side."""
+        """Return a context that gives each member a stream of its own on a GPU; else as in `BackwardMode`."""
         if device.type != "cuda":
             return super().stream_contexts(members, device)
         if (members, device) not in self.streams:
@@ -192,7 +192,7 @@ class ForwardOnce(Forward):
         self.logits = self.outputs[0]
 
     def backward(self, samples: KeptSamples, loss: Loss) -> None:
-        """See `Forward`."""
+        """Run the backward graph on the chosen samples' part of what was kept; see `Forward`."""
         kept_graph = self.graphs(len(samples.order))
         outputs = [output[samples.order].requires_grad_() for output in self.outputs]
         gradients = torch.autograd.grad(loss(outputs if len(outputs) > 1 else outputs[0]), outputs, allow_unused=True)

@@ -1,4 +1,4 @@
-"""What does the backward pass compute again, rather than that it is kept since the forward pass?"""
+"""Activation recomputation: cheap results are computed again in the backward pass instead of kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def with_results_again(first: Sequence[fx.Node], second: Sequence[fx.Node]) -> l
         first: the forward pass' operators.
         second: those of the backward pass, in the same graph; what they take is changed.
     """
-    found: list[fx.Node] = []
+    rewritten: list[fx.Node] = []
     place = {node: i for i, node in enumerate(first)}
     written = last_writes(first)
 
@@ -47,14 +47,14 @@ def with_results_again(first: Sequence[fx.Node], second: Sequence[fx.Node]) -> l
         with user.graph.inserting_before(user):
             new = user.graph.call_function(made[0], args)
         new.meta["val"] = torch.empty_like(node.meta["val"])
-        found.append(new)
+        rewritten.append(new)
         return new
 
     for user in second:
         for source in user.all_input_nodes:
             user.replace_input_with(source, again(source, user))
-        found.append(user)
-    return found
+        rewritten.append(user)
+    return rewritten
 
 
 def is_norm(node: fx.Node) -> bool:
@@ -75,5 +75,5 @@ def last_writes(nodes: Sequence[fx.Node]) -> dict[int, int]:
 
 def storage_of(node: fx.Node) -> int:
     """Return what is the same for all tensors that share their memory."""
-    found: int = node.meta["val"].untyped_storage()._cdata
-    return found
+    storage: int = node.meta["val"].untyped_storage()._cdata
+    return storage

@@ -1,4 +1,4 @@
-"""How do the members' computations overlap on a GPU?"""
+"""CUDA streams: the members' computations overlap on a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How are the gradients of some samples had from one forward pass over all of them?"""
+"""Traced forward and backward graphs, and the gradients of some samples from one forward pass over all."""
 
 from __future__ import annotations
 

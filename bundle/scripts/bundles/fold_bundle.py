@@ -1,4 +1,4 @@
-"""How does the bundle become a fold's bundle?
+"""Fold bundles: a copy of the bundle whose configurations have an overlay merged in.
 
 A fold is a copy of the bundle in which one file is new: configs/overlay.yaml. As many tools read train.yaml or
 inference.yaml alone, the overlay is merged into the copies of both, as text, so that their comments stay. What it
@@ -58,31 +58,31 @@ class Block:
 
 def blocks_of(text: str) -> tuple[list[Block], list[str]]:
     """Return the top-level keys of a YAML text, and the lines after the last one."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     lead: list[str] = []
     for line in text.splitlines():
         key = KEY.match(line)
         if key:
-            found.append(Block(key[1], lead, [line]))
+            blocks.append(Block(key[1], lead, [line]))
             lead = []
-        elif found and line[:1] in (" ", "-") and line.strip():
-            found[-1].body += [*lead, line]
+        elif blocks and line[:1] in (" ", "-") and line.strip():
+            blocks[-1].body += [*lead, line]
             lead = []
         else:
             lead.append(line)
-    return found, lead
+    return blocks, lead
 
 
-def text_of(found: list[Block], tail: list[str]) -> str:
+def text_of(blocks: list[Block], tail: list[str]) -> str:
     """Return the text of `blocks_of`."""
-    return "\n".join([line for block in found for line in (*block.lead, *block.body)] + tail) + "\n"
+    return "\n".join([line for block in blocks for line in (*block.lead, *block.body)] + tail) + "\n"
 
 
 def entry_text(key: str, value: Any) -> str:
     """Return the YAML of one key, without comments."""
     flow = None if isinstance(value, dict | list) else False  # None: lists and dicts of numbers and words in one line
-    found: str = yaml.dump({key: value}, Dumper=Plain, sort_keys=False, default_flow_style=flow, width=160).rstrip("\n")
-    return found
+    text: str = yaml.dump({key: value}, Dumper=Plain, sort_keys=False, default_flow_style=flow, width=160).rstrip("\n")
+    return text
 
 
 def merged(config: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,27 +112,27 @@ def merged_text(template: str, overlay: Mapping[str, Any]) -> str:
     template = template_text(template)
     before = yaml.safe_load(template) or {}
     after = merged(before, overlay)
-    found, tail = blocks_of(template)
-    for block in found:
+    blocks, tail = blocks_of(template)
+    for block in blocks:
         new = entry_text(block.key, after[block.key])
         if new != entry_text(block.key, before[block.key]):
             block.lead += [PLANNED + line for line in block.body]
             block.body = new.splitlines()
     added = [entry_text(key, value) for key, value in after.items() if key not in before]
-    return text_of(found, [*tail, *([ADDED, *added] if added else [])])
+    return text_of(blocks, [*tail, *([ADDED, *added] if added else [])])
 
 
 def template_text(text: str) -> str:
     """Return a configuration's text as it was before `write_fold` or `merged_text` put an overlay into it."""
     for name in CONFIG_NAMES:
         text = text.removeprefix(HEADER.format(name=name))
-    found, tail = blocks_of(text.split(f"\n{ADDED}\n")[0])
-    for block in found:
+    blocks, tail = blocks_of(text.split(f"\n{ADDED}\n")[0])
+    for block in blocks:
         replaced = [line.removeprefix(PLANNED) for line in block.lead if line.startswith(PLANNED)]
         if replaced:
             block.lead = [line for line in block.lead if not line.startswith(PLANNED)]
             block.body = replaced
-    return text_of(found, tail)
+    return text_of(blocks, tail)
 
 
 def with_given(overlay: str, given: Mapping[str, Any]) -> str:
@@ -143,17 +143,17 @@ def with_given(overlay: str, given: Mapping[str, Any]) -> str:
     text = as_planned(overlay)
     if not given:
         return text
-    found, tail = blocks_of(text)
-    for block in found:
+    blocks, tail = blocks_of(text)
+    for block in blocks:
         if any(block.key == key or block.key.startswith(f"{key}#") for key in given):
             block.body = [PLANNED + line for line in block.body]
-    return text_of(found, [*tail, "", GIVEN, *(entry_text(key, value) for key, value in given.items())])
+    return text_of(blocks, [*tail, "", GIVEN, *(entry_text(key, value) for key, value in given.items())])
 
 
 def settled(overlay: str, given: Mapping[str, Any], *, why: str = "Given when the fold was made.") -> str:
     """Return an overlay's text with values in the place of what was planned, for all trainings to come."""
-    found, tail = blocks_of(overlay)
-    kept = [block for block in found if not any(block.key.startswith(f"{key}#") for key in given)]
+    blocks, tail = blocks_of(overlay)
+    kept = [block for block in blocks if not any(block.key.startswith(f"{key}#") for key in given)]
     reason = ["", f"# {why}"] if why else []
     for block in kept:
         if block.key in given:

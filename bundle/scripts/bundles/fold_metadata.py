@@ -1,4 +1,4 @@
-"""What does a fold's metadata.json say about its network?"""
+"""A fold's metadata.json: the network's inputs, outputs and labels."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def fit_metadata(
         channel_names: of the image; None: as the metadata have them.
         source: the data set's name; None: name and source are kept.
     """
-    found = copy.deepcopy(dict(metadata))
-    image, pred = (found["network_data_format"][kind] for kind in ("inputs", "outputs"))
+    fitted = copy.deepcopy(dict(metadata))
+    image, pred = (fitted["network_data_format"][kind] for kind in ("inputs", "outputs"))
     image, pred = image["image"], pred["pred"]
     names = list(image["channel_def"].values()) if channel_names is None else list(channel_names)
     labels = {int(label): name for label, name in config["labels"].items()}
@@ -38,19 +38,19 @@ def fit_metadata(
         image["modality"] = modality
         image["format"] = "hounsfield" if is_ct else "magnitude"
         image["channel_def"] = {str(number): name for number, name in enumerate(names)}
-        found["image_classes"] = f"{len(names)} channel{'s' if len(names) > 1 else ''}: {', '.join(names)}"
-        found["task"] = f"Segmentation of {', '.join(classes[1:])} in {modality}"
+        fitted["image_classes"] = f"{len(names)} channel{'s' if len(names) > 1 else ''}: {', '.join(names)}"
+        fitted["task"] = f"Segmentation of {', '.join(classes[1:])} in {modality}"
     image["num_channels"], pred["num_channels"] = len(names), len(classes)
     image["spatial_shape"] = [f"{divisor}*n" for divisor in divisors(config)]
     pred["spatial_shape"] = list(image["spatial_shape"])
     image["value_range"] = value_range(config["normalise"])
     pred["channel_def"] = {str(number): name for number, name in enumerate(classes)}
-    found["label_classes"] = ", ".join(["0 background", *(f"{label} {labels[label]}" for label in sorted(labels))])
-    found["pred_classes"] = f"probabilities of {', '.join(classes)}"
+    fitted["label_classes"] = ", ".join(["0 background", *(f"{label} {labels[label]}" for label in sorted(labels))])
+    fitted["pred_classes"] = f"probabilities of {', '.join(classes)}"
     if source is not None:
-        found["name"] = f"Cyclic committee, {source}, fold {config['fold']}"
-        found["data_source"] = f"{source}, fold {config['fold']} left out for validation."
-    return found
+        fitted["name"] = f"Cyclic committee, {source}, fold {config['fold']}"
+        fitted["data_source"] = f"{source}, fold {config['fold']} left out for validation."
+    return fitted
 
 
 def divisors(config: Mapping[str, Any]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Where do others fetch the weights of a bundle from?
+"""Releasing weights: their address and hash in large_files.yml.
 
 `large_files.yml` says so: MONAI's `download_large_files` and the Model Zoo read it, and compare the hash.
 """
@@ -77,8 +77,8 @@ def write_entries(bundle: Path, entries: Sequence[dict[str, str]]) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal digits."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()

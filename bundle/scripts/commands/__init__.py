@@ -1,1 +1,1 @@
-"""What can be typed after `cyclic-committee`."""
+"""The commands of `cyclic-committee`."""

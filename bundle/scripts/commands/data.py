@@ -1,4 +1,4 @@
-"""Commands that make and look at data sets."""
+"""The commands that make, check and prepare data sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def phantom(
     layout: str = "flare21",
     seed: int = 0,
     corrupt: float = 0.0,
-    ways: str | Sequence[str] | None = None,
+    corruptions: str | Sequence[str] | None = None,
 ) -> None:
     """Write phantom CTs with labels as a data set, with a share of the labels made wrong if wanted.
 
@@ -33,16 +33,16 @@ def phantom(
         layout: flare21, nnunet or decathlon.
         seed: of the phantoms, of the choice of those to corrupt and of what is done to them.
         corrupt: share of the cases whose labels are corrupted, in [0, 1].
-        ways: what is done to labels, such as "dilation,shift"; by default an equal number of each of dilation,
+        corruptions: what is done to labels, such as "dilation,shift"; by default an equal number of each of dilation,
             erosion, elastic, missing_organ, swapped_organs, shift.
     """
-    if ways is not None and corrupt == 0:
-        raise BadInput("ways: no labels are corrupted. Give the share of cases to corrupt with --corrupt.")
+    if corruptions is not None and corrupt == 0:
+        raise BadInput("corruptions: no labels are corrupted. Give the share of cases to corrupt with --corrupt.")
     from ..phantoms.data_set import CLEAN_LABELS, CORRUPTION, write_phantoms
-    from ..phantoms.label_noise import WAYS
+    from ..phantoms.label_noise import CORRUPTIONS
 
-    names = tuple(WAYS) if ways is None else ways
-    write_phantoms(str(out), cases=cases, seed=seed, layout=layout, corrupt=corrupt, ways=names)
+    names = tuple(CORRUPTIONS) if corruptions is None else corruptions
+    write_phantoms(str(out), cases=cases, seed=seed, layout=layout, corrupt=corrupt, corruptions=names)
     print(f"{out}: {cases} cases in the layout {layout}")
     if corrupt > 0:
         print(f"{Path(str(out), CORRUPTION)}: which labels are corrupted, how, and by how much")

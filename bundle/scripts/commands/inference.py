@@ -1,4 +1,4 @@
-"""Commands that use a trained committee, and that score label maps."""
+"""The commands that label, evaluate and export."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def export(
         bundle: the folder of a bundle; by default the installed one.
         config: overlays that the networks were trained with, commas between them, such as variants/small.yaml.
         ckpt_path: the weights; by default models/model.pt of the bundle.
-        member: the one to write, from 0; by default the mean of all voters.
+        member: the one to write, from 0; by default the mean of all that are in the ensemble.
         image: a volume's file, NIfTI, to compare the file with the original on; or a file a channel, with commas.
     """
     require_there(bundle, ckpt_path, *channel_list(image))

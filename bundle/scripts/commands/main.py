@@ -8,6 +8,7 @@ from collections.abc import Callable
 import fire
 
 from ..runtime.errors import find_bad_input
+from ..runtime.old_names import refuse_old_options
 from ..runtime.terminal import quiet
 from .arguments import require_known_options
 from .data import check, phantom, prepare
@@ -38,6 +39,7 @@ def main() -> None:
     """Run a command; bad input ends in one line and exit code 1."""
     quiet()
     try:
+        refuse_old_options(sys.argv[1:])
         name, *words = sys.argv[1:] or [""]
         if name in COMMANDS:
             require_known_options(COMMANDS[name], words, name=name)

@@ -1,4 +1,4 @@
-"""Commands that train, and that tell what a training costs or has found."""
+"""The commands that train, estimate costs, audit labels and write reports."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def estimate(*config: str, bundle: str | None = None, json: bool = False, **valu
     from ..estimate.estimate import estimate as estimate_training
     from ..estimate.estimate import format_estimate
 
-    found = estimate_training([str(file) for file in config], values, bundle=bundle)
-    print(to_json(asdict(found)) if json else format_estimate(found))
+    estimated = estimate_training([str(file) for file in config], values, bundle=bundle)
+    print(to_json(asdict(estimated)) if json else format_estimate(estimated))
 
 
 def cross_validate(

@@ -1,1 +1,1 @@
-"""From files on disk to slices in a mini-batch."""
+"""Data sets: from files on disk to slices in a mini-batch."""

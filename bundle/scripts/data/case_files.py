@@ -1,4 +1,4 @@
-"""Which files of a folder are one case?"""
+"""The files of a case, found in a folder by their names."""
 
 from __future__ import annotations
 
@@ -164,8 +164,8 @@ def channel_faults(files: Mapping[int, Path], *, channels: int, numbered: bool) 
 
 def most_common(counts: Iterable[int]) -> int:
     """Return the number that comes most often, of equally many the largest; of none 1."""
-    found = Counter(counts)
-    return max(found, key=lambda count: (found[count], count), default=1)
+    frequency = Counter(counts)
+    return max(frequency, key=lambda count: (frequency[count], count), default=1)
 
 
 def _by_key(files: Iterable[tuple[Key, Path]]) -> tuple[dict[Key, Path], list[Problem]]:

@@ -1,4 +1,4 @@
-"""Which images and labels does a data set hold?"""
+"""The cases of a data set, and its folds for cross-validation."""
 
 from __future__ import annotations
 
@@ -155,10 +155,10 @@ def images_of_list(path: Path, data_root: str | None) -> list[Sequence[Path]]:
         BadInput: no data list, or one without images.
     """
     if path.is_dir():
-        found = find_data_lists(path)
-        if len(found) != 1:
-            raise BadInput(f"{path}: holds {len(found)} data lists, expected one. Give the JSON file itself.")
-        path = found[0]
+        lists = find_data_lists(path)
+        if len(lists) != 1:
+            raise BadInput(f"{path}: holds {len(lists)} data lists, expected one. Give the JSON file itself.")
+        path = lists[0]
     described = read_description(path)
     root = path.parent if data_root is None else Path(data_root)
     for key in ("testing", "test", "training"):

@@ -1,4 +1,4 @@
-"""Which files are a case, as a data list says?"""
+"""Data lists (JSON): the files of each case, as MONAI and nnU-Net write them down."""
 
 from __future__ import annotations
 

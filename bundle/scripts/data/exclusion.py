@@ -1,4 +1,4 @@
-"""Which cases are left out of the training?"""
+"""Exclusion of cases from training, by name or by a file of names."""
 
 from __future__ import annotations
 

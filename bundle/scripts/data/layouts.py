@@ -1,4 +1,4 @@
-"""Where do a data set's images, labels and names lie?"""
+"""Data-set layouts: FLARE21, nnU-Net raw, Medical Segmentation Decathlon, data lists, plain folders."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def read_data_set(path: str | Path, *, layout: str = "auto", data_root: str | Pa
         raise BadInput(f"{path}: no data set in the layout {layout}: {lacks}. Expected {EXPECTED[layout]}.")
     if layout in ("decathlon", "datalist"):
         source = path / DESCRIPTION if layout == "decathlon" else find_data_lists(path)[0]
-        found = _read_list(source, root=source.parent if data_root is None else Path(data_root))
+        data_set = _read_list(source, root=source.parent if data_root is None else Path(data_root))
     else:
-        found = _read_nnunet(path) if layout == "nnunet" else _read_folders(path, layout)
-    cases, doubled = _distinct(found.cases)
-    problems = (*found.problems, *doubled)
+        data_set = _read_nnunet(path) if layout == "nnunet" else _read_folders(path, layout)
+    cases, doubled = _distinct(data_set.cases)
+    problems = (*data_set.problems, *doubled)
     if not cases and all(problem.usable for problem in problems):
         raise BadInput(f"{path}: holds no cases. Expected {EXPECTED[layout]}.")
-    return replace(found, layout=layout, cases=cases, problems=problems)
+    return replace(data_set, layout=layout, cases=cases, problems=problems)
 
 
 def require_known(layout: str) -> None:
@@ -144,12 +144,12 @@ def find_data_lists(path: Path) -> list[Path]:
 
 def _lacks_list(path: Path) -> str:
     """Return why a file, or a folder, gives no data list; nothing if it gives one."""
-    found = find_data_lists(path)
-    if not found:
+    lists = find_data_lists(path)
+    if not lists:
         return "it is no JSON file" if path.is_file() else "no JSON file with a training list is in it"
-    if len(found) > 1:
-        return f"{', '.join(file.name for file in found)} all hold a training list, so that one must be given"
-    held = read_description(found[0]).get("training")
+    if len(lists) > 1:
+        return f"{', '.join(file.name for file in lists)} all hold a training list, so that one must be given"
+    held = read_description(lists[0]).get("training")
     return "" if isinstance(held, list) else f"{'it' if path.is_file() else DATA_LIST} holds no training list"
 
 

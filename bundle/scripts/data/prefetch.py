@@ -1,4 +1,4 @@
-"""How is the next volume read while this one is computed?"""
+"""Prefetching: the next volume is read while this one is computed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from monai.data import DataLoader, MetaTensor, list_data_collate
 
-from ..transforms.orientation import outline
+from ..transforms.orientation import meta_copy
 
 
-class ReadAheadLoader(DataLoader):
+class PrefetchLoader(DataLoader):
     """A DataLoader whose next batch is read by a thread meanwhile: one batch ahead, never more.
 
     A batch of one is in the volume's own memory: MONAI's is a copy, and the volume is in memory twice until it is made.
@@ -42,7 +42,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> Any:
     if len(items) > 1:
         return list_data_collate(items)
     volumes = {key: value for key, value in items[0].items() if isinstance(value, MetaTensor)}
-    batch = list_data_collate([{**items[0], **{key: outline(volume) for key, volume in volumes.items()}}])
+    batch = list_data_collate([{**items[0], **{key: meta_copy(volume) for key, volume in volumes.items()}}])
     for key, volume in volumes.items():
         batch[key] = MetaTensor(volume.as_tensor()[None]).copy_meta_from(batch[key])
     return batch

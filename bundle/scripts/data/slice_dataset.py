@@ -1,4 +1,4 @@
-"""Which slices are drawn for a mini-batch?"""
+"""Data set and sampler of slices for training, with foreground oversampling as nnU-Net has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where do slices lie, so that training reads one without its volume?"""
+"""Prepared cases on disk, laid out so that training reads one slice without its volume."""
 
 from __future__ import annotations
 
@@ -249,8 +249,8 @@ def as_classes(ids: np.ndarray, labels: Mapping[Any, str]) -> np.ndarray:
         return ids
     table = np.zeros(256, np.uint8)
     table[known] = range(1, len(known) + 1)
-    found: np.ndarray = table[ids]
-    return found
+    classes: np.ndarray = table[ids]
+    return classes
 
 
 def shown_box(image: Sequence[Tensor]) -> tuple[slice, ...]:
@@ -312,8 +312,8 @@ def index_foreground(label: np.ndarray, *, classes: int) -> tuple[np.ndarray, np
     places, counts = [np.empty(0, np.int32)], np.zeros((classes, len(label)), np.int32)
     for row in range(classes):
         for index in np.flatnonzero((label == row + 1).any(axis=(1, 2))):
-            found = np.flatnonzero(label[index] == row + 1).astype(np.int32)
-            chosen = found[np.linspace(0, len(found) - 1, min(len(found), MOST_PLACES)).round().astype(int)]
+            pixels = np.flatnonzero(label[index] == row + 1).astype(np.int32)
+            chosen = pixels[np.linspace(0, len(pixels) - 1, min(len(pixels), MOST_PLACES)).round().astype(int)]
             places.append(chosen)
             counts[row, index] = len(chosen)
     return np.concatenate(places), counts

@@ -1,4 +1,4 @@
-"""How is a volume read, and what is refused?"""
+"""Reading NIfTI volumes and label maps, and refusing those that can't be used."""
 
 from __future__ import annotations
 
@@ -228,8 +228,8 @@ def as_label_ids(voxels: np.ndarray, labels: Mapping[Any, str], path: str | Path
     unknown = []
     all_ids_up_to_last = max(known) < len(known)
     if not (voxels.dtype.kind in "iu" and all_ids_up_to_last and 0 <= voxels.min() <= voxels.max() < len(known)):
-        found = np.unique(voxels.ravel(order="K"))  # as they lie in memory
-        unknown = [value for value in found.tolist() if value not in known]
+        values = np.unique(voxels.ravel(order="K"))  # as they lie in memory
+        unknown = [value for value in values.tolist() if value not in known]
     if unknown:
         raise BadInput(
             f"{path}: holds the label ids {', '.join(f'{value:g}' for value in unknown[:5])}, which are not in labels "

@@ -1,4 +1,4 @@
-"""Which code says in DICOM what a label is?"""
+"""SNOMED codes of organs for DICOM segmentations."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def organ_code(label: str) -> OrganCode:
     name = shown_name(label)
     organs, lesions = folded_codes(codes.cid7192), folded_codes(codes.cid7194)
     anatomy, abnormal = codes.cid7150.AnatomicalStructure, codes.cid7150.MorphologicallyAbnormalStructure
-    for found, its_side in ((look_up(words, organs), None), (look_up(others, organs), side)):
-        if found is not None:
-            return OrganCode(name, anatomy, found, its_side)
+    for organ, its_side in ((look_up(words, organs), None), (look_up(others, organs), side)):
+        if organ is not None:
+            return OrganCode(name, anatomy, organ, its_side)
     lesion, region = look_up(others[-1:], lesions), look_up(others[:-1], organs)
     if lesion is not None and (region is not None or len(others) == 1):
         return OrganCode(name, abnormal, lesion, side, region)

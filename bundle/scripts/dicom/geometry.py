@@ -1,4 +1,4 @@
-"""Do the slices of a DICOM series make a volume, and where does it lie?"""
+"""The geometry of a DICOM series: whether its slices make a volume, and its affine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How are the pixels of a DICOM slice read, compressed or not?"""
+"""Pixel data of DICOM slices, compressed or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a label map become a DICOM segmentation of its series?"""
+"""Writing a label map as a DICOM segmentation of its series."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which voxels of a series does a DICOM segmentation label, by what it says of its segments?"""
+"""Reading a DICOM segmentation as a label map on the grid of its series."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def label_of(segment: Any, labels: Mapping[str, str]) -> int | None:
     sides += [side for region in regions for side in modifiers(region, "AnatomicRegionModifierSequence")]
     region = regions[0].CodeValue if regions else None
     key = (kind.CodingSchemeDesignator, kind.CodeValue, sides[0] if sides else None, region)
-    found = by_code.get(key)
-    return by_name.get(folded(str(segment.get("SegmentLabel", "")))) if found is None else found
+    by_its_code = by_code.get(key)
+    return by_name.get(folded(str(segment.get("SegmentLabel", "")))) if by_its_code is None else by_its_code
 
 
 def modifiers(code: Any, keyword: str) -> list[str]:

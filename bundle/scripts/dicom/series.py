@@ -1,4 +1,4 @@
-"""Which CT and MR series does a folder of DICOM files hold, and what are their voxels?"""
+"""The CT and MR series of a folder of DICOM files, and their voxels."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def find_series(folder: Path) -> FoundSeries:
 
 def group_series(folder: Path, files: Sequence[Path]) -> FoundSeries:
     """Return what `find_series` does of the DICOM files of a folder."""
-    found = FoundSeries()
+    folder_series = FoundSeries()
     slices: dict[str, list[Slice]] = {}
     others: Counter[str] = Counter()
     for file in files:
@@ -144,7 +144,7 @@ def group_series(folder: Path, files: Sequence[Path]) -> FoundSeries:
             header = read_header(file)
             other = other_kind(file, header)
         except BadInput as error:
-            found.faults.append(str(error))
+            folder_series.faults.append(str(error))
             continue
         if other:
             others[other] += 1
@@ -152,14 +152,14 @@ def group_series(folder: Path, files: Sequence[Path]) -> FoundSeries:
             slices.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((file, header))
     for uid, of_series in slices.items():
         try:
-            found.series.append(make_series(uid, of_series))
+            folder_series.series.append(make_series(uid, of_series))
         except BadInput as error:
-            found.faults.append(str(error))
+            folder_series.faults.append(str(error))
         except Exception as error:  # pydicom raises many kinds of errors when it comes to a tag that is damaged
             what = BadInput(f"{of_series[0][0]}: its series has tags that make no sense ({error}). Export it again.")
-            found.faults.append(str(what))
-    found.skipped = [f"{folder}: {number} x {kind}: passed over." for kind, number in sorted(others.items())]
-    return found
+            folder_series.faults.append(str(what))
+    folder_series.skipped = [f"{folder}: {number} x {kind}: passed over." for kind, number in sorted(others.items())]
+    return folder_series
 
 
 def read_header(file: Path) -> Header:

@@ -1,1 +1,1 @@
-"""What a training will cost."""
+"""What a training will cost, before it is run: parameters, operations, memory and time."""

@@ -1,4 +1,4 @@
-"""How much memory do a network's intermediate results take?"""
+"""The memory of a network's activations, from its traced graphs."""
 
 from __future__ import annotations
 

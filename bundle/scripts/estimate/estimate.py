@@ -1,4 +1,4 @@
-"""What will a training cost?"""
+"""Estimate of a training's parameters, operations, memory and time."""
 
 from __future__ import annotations
 
@@ -147,46 +147,51 @@ def notes_on(settings: Settings, untraced: Sequence[str], *, timed: bool) -> lis
     return notes
 
 
-def format_estimate(found: Estimate) -> str:
+def format_estimate(estimated: Estimate) -> str:
     """Return the estimate as a table to read."""
-    size = " x ".join(str(n) for n in found.shape[1:])
-    names = [*found.parameters, f"committee of {len(found.parameters)}"]
-    width = max(len(name) for name in (*names, *found.memory["CPU"], *found.memory["CUDA"])) + 2
+    size = " x ".join(str(n) for n in estimated.shape[1:])
+    names = [*estimated.parameters, f"committee of {len(estimated.parameters)}"]
+    width = max(len(name) for name in (*names, *estimated.memory["CPU"], *estimated.memory["CUDA"])) + 2
     lines = [f"{'':{width}}{'parameters':>14}{'MACs':>20}   (one slice, {size})"]
     for name in names:
-        parameters = found.parameters.get(name, sum(found.parameters.values()))
-        lines.append(f"{name:{width}}{parameters:14,}{found.macs.get(name, sum(found.macs.values())):20,}")
+        parameters = estimated.parameters.get(name, sum(estimated.parameters.values()))
+        lines.append(f"{name:{width}}{parameters:14,}{estimated.macs.get(name, sum(estimated.macs.values())):20,}")
 
-    columns = list(found.memory)
+    columns = list(estimated.memory)
     lines += ["", f"{'memory':{width}}" + "".join(f"{column:>14}" for column in columns)]
-    for part in dict.fromkeys(part for column in columns for part in found.memory[column]):
-        sizes = [found.memory[column].get(part) for column in columns]
+    for part in dict.fromkeys(part for column in columns for part in estimated.memory[column]):
+        sizes = [estimated.memory[column].get(part) for column in columns]
         lines.append(f"{part:{width}}" + "".join(f"{'' if n is None else in_bytes(n):>14}" for n in sizes))
     lines.append(
-        f"{'in all':{width}}" + "".join(f"{in_bytes(sum(found.memory[column].values())):>14}" for column in columns)
+        f"{'in all':{width}}" + "".join(f"{in_bytes(sum(estimated.memory[column].values())):>14}" for column in columns)
     )
     lines.append(f"{'free on this machine':{width}}")
     for column, unknown in (("CPU", "unknown"), ("CUDA", "no device")):
-        size_free = found.free[column]
+        size_free = estimated.free[column]
         lines[-1] += f"{unknown if size_free is None else in_bytes(size_free):>14}"
 
-    steps = found.iterations * found.epochs
-    times = [None if found.iteration_s is None else found.iteration_s * n for n in (1, found.iterations, steps)]
+    steps = estimated.iterations * estimated.epochs
+    times = [
+        None if estimated.iteration_s is None else estimated.iteration_s * n for n in (1, estimated.iterations, steps)
+    ]
     rows = zip(
-        ("an iteration", f"an epoch of {found.iterations:,}", f"the training of {found.epochs:,} epochs"),
+        ("an iteration", f"an epoch of {estimated.iterations:,}", f"the training of {estimated.epochs:,} epochs"),
         times,
-        (found.iteration_macs * n for n in (1, found.iterations, steps)),
+        (estimated.iteration_macs * n for n in (1, estimated.iterations, steps)),
         strict=True,
     )
-    threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
-    lines += ["", f"{'time':{width}}{'CPU':>14}{'work':>14}   ({threads}, {found.batch} slices, {found.kept} kept)"]
+    threads = f"{estimated.threads} thread{'s' if estimated.threads > 1 else ''}"
+    lines += [
+        "",
+        f"{'time':{width}}{'CPU':>14}{'work':>14}   ({threads}, {estimated.batch} slices, {estimated.kept} kept)",
+    ]
     for name, seconds, macs in rows:
         lines.append(f"{name:{width}}{'unknown' if seconds is None else duration(seconds):>14}{work(macs):>14}")
     lines += [
         "",
         "Not in it: preparing the cases, validation, and the memory of the processes that load data.",
         "The CUDA column is computed, not measured; how long a GPU takes can't be told without one.",
-        *found.notes,
+        *estimated.notes,
     ]
     return "\n".join(lines)
 

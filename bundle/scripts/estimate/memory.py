@@ -1,4 +1,4 @@
-"""How much memory does a training need?"""
+"""Estimate of a training's memory on CPU and GPU."""
 
 from __future__ import annotations
 
@@ -123,16 +123,16 @@ def loss_peak(loss: Callable[[Any, Tensor], Tensor], outputs: Sequence[Tensor], 
     with Alive() as alive:
         value = loss(leaves if len(leaves) > 1 else leaves[0], label)
         torch.autograd.grad(value, leaves, allow_unused=True)
-    found: int = alive.most
-    return found
+    most_bytes: int = alive.most
+    return most_bytes
 
 
 def scoring_peak(logits: Sequence[Tensor], label: Tensor) -> int:
     """Return the most bytes that scoring all members takes, beyond their outputs: it is done."""
     with Alive() as alive:
         score(logits, label)
-    found: int = alive.most
-    return found
+    most_bytes: int = alive.most
+    return most_bytes
 
 
 def optimiser_bytes(optimizer: torch.optim.Optimizer) -> int:

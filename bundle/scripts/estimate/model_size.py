@@ -1,4 +1,4 @@
-"""How large are the networks, and how much do they compute?"""
+"""Parameters and multiply-accumulate operations of a configuration's networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parts of a configuration does a training's cost depend on?"""
+"""The parts of a configuration that a training's cost depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long does a training take on this CPU?"""
+"""Estimate of a training's time on this CPU, from measured iterations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is one of a bundle's workflows run, as a user would?"""
+"""Running one of a bundle's workflows in a process of its own, as a user would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well does a configuration do on a data set, every case unseen once?"""
+"""Cross-validation: train, label and score each fold, and resume where it stopped."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def begin(
     wanted = json.loads(json.dumps({**settings, "overlays": texts}, default=str))
     path = out / SETTINGS
     if path.is_file():
-        found = json.loads(path.read_text())
-        other = [key for key in wanted if wanted[key] != found.get(key)]
+        written = json.loads(path.read_text())
+        other = [key for key in wanted if wanted[key] != written.get(key)]
         if other:
             raise BadInput(f"{path}: was begun with other {', '.join(other)}. Choose another folder with --out.")
     elif out.is_dir() and any(out.iterdir()):

@@ -1,4 +1,4 @@
-"""Does all of it work here, and what does it look like?"""
+"""The demo: phantoms made, trained on, labelled and evaluated."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def run_demo(folder: Path, *, overlays: Sequence[str] = ()) -> None:
     """
     began_s = time.monotonic()
     folder = folder.resolve()
-    found = [find_config(overlay) for overlay in ("variants/small.yaml", *overlays)]
+    files = [find_config(overlay) for overlay in ("variants/small.yaml", *overlays)]
     make_room(folder)
     train, unseen, output, bundle = folder / "train", folder / "unseen", folder / "output", folder / "bundle"
     copy_bundle(bundle)
-    for overlay in found:  # beside train.yaml: MONAI complains about configurations from several folders
+    for overlay in files:  # beside train.yaml: MONAI complains about configurations from several folders
         shutil.copy(overlay, bundle / "configs")
-    names = [overlay.name for overlay in found]
+    names = [overlay.name for overlay in files]
 
     print(f"1/4  Making {TRAINING_CASES} phantom CTs to train with and {UNSEEN_CASES} unseen ones", flush=True)
     write_phantoms(train, cases=TRAINING_CASES, seed=TRAINING_SEED)

@@ -1,4 +1,4 @@
-"""How long does it take to label a case, and in how much memory, start and loading included?"""
+"""Time and peak memory of labelling a case, start and loading of the process included."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def validated(run: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, dic
     each = []
     for fold in folds:
         place = {key: settings[key] for key in ("layout", "data_root") if key in settings}
-        found = find_cases(settings["dataset_dir"], part="validation", fold=fold, **place)
-        require_cases(found)
-        each.append([(fold, item) for item in found])
+        cases = find_cases(settings["dataset_dir"], part="validation", fold=fold, **place)
+        require_cases(cases)
+        each.append([(fold, item) for item in cases])
     return (one for one in chain.from_iterable(zip_longest(*each)) if one is not None)
 
 

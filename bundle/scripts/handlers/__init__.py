@@ -1,1 +1,1 @@
-"""What listens to a training or an evaluation."""
+"""Event handlers for trainers and evaluators."""

@@ -1,4 +1,4 @@
-"""What is saved, and how does a training go on where it stopped?"""
+"""Checkpoints: saving a training, resuming it, loading weights."""
 
 from __future__ import annotations
 

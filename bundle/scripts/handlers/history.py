@@ -1,4 +1,4 @@
-"""How did the training go, epoch by epoch?"""
+"""Training history: one row of numbers an epoch, and their curves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a predicted label map reach the disk?"""
+"""Writing predicted label maps to disk on the grid of their images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What did the committee think of every sample that it was shown?"""
+"""Record of each sample's losses, selection and areas, epoch by epoch, as an Arrow file."""
 
 from __future__ import annotations
 
@@ -158,8 +158,8 @@ def as_stream(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> bytes:
     with pa.ipc.new_stream(sink, schema, options=COMPRESSED) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    found: bytes = sink.getvalue().to_pybytes()[:-END]
-    return found
+    batch_bytes: bytes = sink.getvalue().to_pybytes()[:-END]
+    return batch_bytes
 
 
 def append(batch: pa.RecordBatch, path: Path, *, about: Mapping[str, Any]) -> None:

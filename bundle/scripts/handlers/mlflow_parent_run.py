@@ -1,4 +1,4 @@
-"""Under which run in MLflow do several trainings stand together?"""
+"""The parent run in MLflow of several trainings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With which settings, and on what, did a training run?"""
+"""The settings and the software of a training, as parameters and tags of its MLflow run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def hyper_parameters(config: Mapping[str, Any], *, prefix: str = "", depth: int 
 
     Settings are scalars and short lists of scalars, down to `depth` levels. Long expressions and "_meta_" are left out.
     """
-    found: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         is_long = isinstance(value, str) and value.startswith("$") and len(value) > EXPRESSION_LENGTH
@@ -51,10 +51,10 @@ def hyper_parameters(config: Mapping[str, Any], *, prefix: str = "", depth: int 
             continue
         if isinstance(value, dict):
             if depth > 1:
-                found |= hyper_parameters(value, prefix=f"{name}.", depth=depth - 1)
+                parameters |= hyper_parameters(value, prefix=f"{name}.", depth=depth - 1)
         elif not isinstance(value, list) or _is_short(value):
-            found[valid_key(name.replace("/", "_"))] = str(value)[:VALUE_LENGTH]
-    return found
+            parameters[valid_key(name.replace("/", "_"))] = str(value)[:VALUE_LENGTH]
+    return parameters
 
 
 def _is_short(values: list[Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Can MLflow's store be used, and is its database whole?"""
+"""MLflow's tracking store: reaching it, and making its database whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where can a training run be looked up afterwards?"""
+"""MLflow tracking of a training."""
 
 from __future__ import annotations
 

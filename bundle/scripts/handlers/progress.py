@@ -1,4 +1,4 @@
-"""How far is it, and how long will it take?"""
+"""Progress bars, and a line of text for each epoch."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def epoch_line(
         parts.append("loss " + " ".join(f"{loss:.3f}" for loss in losses))
     if kept := values("kept/"):
         parts.append(f"kept {100 * sum(kept) / len(kept):.0f} %")
-    if agreement := values("agreement/"):
-        parts.append(f"agreement {100 * sum(agreement) / len(agreement):.0f} %")
+    if overlap := values("agreement/"):
+        parts.append(f"agreement {100 * sum(overlap) / len(overlap):.0f} %")
     if "dsc_mean" in metrics:
         organs = {name.removeprefix("dsc_"): value for name, value in metrics.items() if name.startswith("dsc_")}
         of_organs = ", ".join(f"{organ} {value:.2f}" for organ, value in organs.items() if organ != "mean")

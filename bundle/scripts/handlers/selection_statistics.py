@@ -1,4 +1,4 @@
-"""Which samples did the committee choose, epoch by epoch and slice by slice?"""
+"""Statistics of the selection: by epoch and member, and how often each slice was dropped."""
 
 from __future__ import annotations
 

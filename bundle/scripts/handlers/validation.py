@@ -1,4 +1,4 @@
-"""When is a training validated?"""
+"""Validation at an interval of epochs."""
 
 from __future__ import annotations
 

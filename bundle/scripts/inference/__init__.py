@@ -1,1 +1,1 @@
-"""From a volume and weights to a label map."""
+"""Inference: from a volume and weights to a label map."""

@@ -1,4 +1,4 @@
-"""How does a trained committee get into programs that don't have this package?"""
+"""Export of a trained committee to TorchScript, pt2 or ONNX."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..data.volumes import Files, label_ids
+from ..networks.committee import ensemble_attribute
 from ..runtime.atomic_files import remove_unfinished, unfinished_path
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput
@@ -49,7 +50,7 @@ def export(
 
     The file takes slices `(samples, channels, height, width)` float32, at the training's spacing and normalised, of any
     number and of all sizes that the network takes, and gives probabilities `(samples, classes, height, width)`: the
-    mean of the voters' softmaxes. Its metadata.json says how slices are prepared and what the classes are.
+    mean of the ensemble members' softmaxes. Its metadata.json says how slices are prepared and what the classes are.
 
     Before it appears it is loaded and compared with the original in float32 on a CPU: on random numbers, and on all
     slices of a volume as the bundle's inference prepares them, which takes twice as long as labelling it. The
@@ -64,7 +65,7 @@ def export(
         overlays: configurations that go over inference.yaml, by path or by name in the bundle's configs: those that
             the networks were trained with.
         ckpt_path: the weights; by default the configuration's, models/model.pt of the bundle.
-        member: the one whose softmax is written, from 0; by default the mean of all voters.
+        member: the one whose softmax is written, from 0; by default the mean of all that are in the ensemble.
         image: a volume's file, or a file a channel.
 
     Raises:
@@ -79,7 +80,7 @@ def export(
     values |= {} if ckpt_path is None else {"ckpt_path": str(ckpt_path)}
     config = open_config("inference.yaml", overlays, bundle=bundle, values=values)
     predictor = Predictor.from_parser(config)
-    network = of_voters(predictor.network, member).requires_grad_(False)
+    network = keep_ensemble(predictor.network, member).requires_grad_(False)
     metadata = describe(predictor, config)
     example = torch.zeros(2, metadata["channels"], *metadata["patch_size"])
     folder = unfinished_path(out)  # a folder: what PyTorch writes into the file has its name in it
@@ -117,8 +118,8 @@ def known_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def of_voters(network: nn.Module, member: int | None) -> nn.Module:
-    """Take the members that have no vote out of a committee: their weights would go into the file for nothing.
+def keep_ensemble(network: nn.Module, member: int | None) -> nn.Module:
+    """Take all but the ensemble's members out of a committee: their weights would go into the file for nothing.
 
     Raises:
         BadInput: no such member.
@@ -127,9 +128,10 @@ def of_voters(network: nn.Module, member: int | None) -> nn.Module:
     count = len(committee.members)
     if member is not None and member not in range(count):
         raise BadInput(f"member: {member} is none of the {count} members. Give one from 0 to {count - 1}.")
-    voters = sorted(committee.voters) if member is None else [member]
-    committee.members = nn.ModuleList(committee.members[k] for k in voters)
-    committee.voters = list(range(len(voters)))
+    ensemble = ensemble_attribute(committee)
+    kept = sorted(getattr(committee, ensemble)) if member is None else [member]
+    committee.members = nn.ModuleList(committee.members[k] for k in kept)
+    setattr(committee, ensemble, list(range(len(kept))))
     return network
 
 

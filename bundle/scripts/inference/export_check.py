@@ -1,4 +1,4 @@
-"""Does an exported network say what the original says?"""
+"""Comparison of an exported network with the original."""
 
 from __future__ import annotations
 
@@ -64,14 +64,16 @@ def compare(network: Network, exported: Network, image: Tensor, agreement: Agree
     shape = " x ".join(map(str, image.shape))
     probability = network(image)
     try:
-        found = exported(image)
+        from_file = exported(image)
     except Exception as error:  # of whatever runs it
         reason = str(error).strip().split("\n")[0]
         raise BadInput(f"{out}: not written, since it fails on {shape} ({reason}). Choose another --format.") from error
-    if found.shape != probability.shape:
-        raise BadInput(f"{out}: not written, since for {shape} it gives {list(found.shape)}. Choose another --format.")
-    difference = float((found - probability).abs().max())
-    label = found.argmax(dim=1, keepdim=True)
+    if from_file.shape != probability.shape:
+        raise BadInput(
+            f"{out}: not written, since for {shape} it gives {list(from_file.shape)}. Choose another --format."
+        )
+    difference = float((from_file - probability).abs().max())
+    label = from_file.argmax(dim=1, keepdim=True)
     lost = probability.amax(dim=1, keepdim=True) - probability.gather(1, label)  # 0: the same label
     if not (difference <= TOLERANCE and float(lost.max()) <= TIE):  # NaN, too
         raise BadInput(

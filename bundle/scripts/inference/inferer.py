@@ -1,4 +1,4 @@
-"""How does a network for slices label a volume?"""
+"""Slice-by-slice inference of a volume: normalised, resampled, in overlapping tiles."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class SliceInferer(Inferer):
         return self.run(inputs, network, self.to_probabilities, like=torch.eye(len(self.label_ids))[0])
 
     def run(
-        self, inputs: Tensor, network: Any, read_out: ReadOut, *, like: Tensor, found: Tensor | None = None
+        self, inputs: Tensor, network: Any, read_out: ReadOut, *, like: Tensor, into: Tensor | None = None
     ) -> Tensor:
         """Return what is read out of the network's probabilities, `(volumes, channels, x, y, z)`.
 
@@ -118,7 +118,7 @@ class SliceInferer(Inferer):
             network: for slices.
             read_out: from a slice's `(classes, x, y)` and the image's size to `(channels, *size)`.
             like: the result's channels where there is no image, `(channels,)`, on the result's device.
-            found: the memory for the result, 0 where the images are 0; by default new one. It may lie in the images'
+            into: the memory for the result, 0 where the images are 0; by default new one. It may lie in the images'
                 own: a slice is read before its result is written.
         """
         require_training(network)
@@ -126,16 +126,16 @@ class SliceInferer(Inferer):
         volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         boxes = [content_box(volume) for volume in volumes]  # beyond them nothing was seen in training: background
         shape = (len(volumes), len(like), *volumes.shape[2:])
-        if found is None:
-            found = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        if into is None:
+            into = torch.zeros(shape, dtype=like.dtype, device=like.device)
         for channel in like.nonzero().flatten().tolist():
-            found[:, channel] = like[channel]
-        for volume, out, box in zip(volumes, found, boxes, strict=True):
+            into[:, channel] = like[channel]
+        for volume, out, box in zip(volumes, into, boxes, strict=True):
             self.run_volume(volume[box], network, spacing_mm, read_out, name=name_of(inputs), out=out[box])
         if isinstance(inputs, MetaTensor):  # Invertd leaves a plain tensor as it is, in the wrong orientation
-            result: Tensor = MetaTensor(found).copy_meta_from(inputs)
+            result: Tensor = MetaTensor(into).copy_meta_from(inputs)
             return result
-        return found
+        return into
 
     def run_volume(
         self,
@@ -162,8 +162,8 @@ class SliceInferer(Inferer):
             values = constant_values(slices)
             varying = [n for n, value in enumerate(values) if value is None]
             if varying:
-                for n, found in zip(varying, read(slices[varying]), strict=True):
-                    out[..., first + n] = found
+                for n, read_out_slice in zip(varying, read(slices[varying]), strict=True):
+                    out[..., first + n] = read_out_slice
             for n, value in enumerate(values):
                 if value is not None:
                     with writing:
@@ -172,8 +172,8 @@ class SliceInferer(Inferer):
                     out[..., first + n] = known[value]
 
         batches = range(0, volume.shape[3], self.batch_size)
-        with sharing_cores(volume.device) as side_by_side:
-            labelled = side_by_side(label, batches)
+        with sharing_cores(volume.device) as in_threads:
+            labelled = in_threads(label, batches)
             for _ in tqdm(labelled, total=len(batches), desc="slices", unit="batch", leave=False, disable=None):
                 pass
 
@@ -222,8 +222,8 @@ class SliceInferer(Inferer):
         """Return the probabilities of slices that are at least a tile in size."""
         with autocast(slices.device, self.precision):
             if list(slices.shape[2:]) == self.tile_size:
-                found: Tensor = network(slices).float()
-                return found
+                logits: Tensor = network(slices).float()
+                return logits
             starts = [
                 tile_starts(n, tile, self.overlap) for n, tile in zip(slices.shape[2:], self.tile_size, strict=True)
             ]
@@ -255,7 +255,7 @@ class InPlaceSliceInferer(SliceInferer):
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return label maps in the images' memory; see `SliceInferer`."""
         like = torch.zeros(1, dtype=torch.uint8, device=inputs.device)
-        return self.run(inputs, network, self.to_labels, like=like, found=first_bytes(inputs)[:, :1])
+        return self.run(inputs, network, self.to_labels, like=like, into=first_bytes(inputs)[:, :1])
 
 
 def first_bytes(images: Tensor) -> Tensor:
@@ -263,8 +263,8 @@ def first_bytes(images: Tensor) -> Tensor:
     voxels = images.as_tensor() if isinstance(images, MetaTensor) else images
     width = voxels.element_size()
     strides = [width * stride for stride in voxels.stride()]
-    found = torch.empty(0, dtype=torch.uint8, device=voxels.device)
-    return found.set_(voxels.untyped_storage(), width * voxels.storage_offset(), voxels.shape, strides)
+    lowest_bytes = torch.empty(0, dtype=torch.uint8, device=voxels.device)
+    return lowest_bytes.set_(voxels.untyped_storage(), width * voxels.storage_offset(), voxels.shape, strides)
 
 
 def tile_starts(size: int, tile: int, overlap: float) -> list[int]:
@@ -301,12 +301,12 @@ def in_plane_spacing_mm(inputs: Tensor) -> list[float] | None:
     if not isinstance(inputs, MetaTensor):
         return None
     affine = torch.as_tensor(inputs.affine).reshape(-1, 4, 4)[0]
-    found: list[float] | None = affine[:3, :2].norm(dim=0).tolist()
-    return found
+    spacing: list[float] | None = affine[:3, :2].norm(dim=0).tolist()
+    return spacing
 
 
 def name_of(inputs: Tensor) -> str:
     """Return the file that an image was read from, as far as its meta data tell."""
     meta = inputs.meta if isinstance(inputs, MetaTensor) else {}
-    found = meta.get("filename_or_obj", "image")
-    return str(found if isinstance(found, str) else found[0])
+    name = meta.get("filename_or_obj", "image")
+    return str(name if isinstance(name, str) else name[0])

@@ -1,4 +1,4 @@
-"""What does `cyclic-committee predict` do with the files that it is given?"""
+"""The command `predict`: NIfTI files and DICOM series in, label maps and DICOM segmentations out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..runtime.atomic_files import unfinished_path
 from ..runtime.bundle_paths import bundle_root
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput, find_bad_input
-from .disagreement import FULL_SCALE, EachVoter
+from .disagreement import FULL_SCALE, MemberProbabilities
 from .prediction_inputs import Volume, find_volumes, require_folder, require_source
 from .predictor import Predictor
 
@@ -73,7 +73,7 @@ def predict_command(
     config = open_config("inference.yaml", overlays, bundle=bundle, values={**given, **values})
     predictor = Predictor.from_parser(config)
     if disagreement:
-        EachVoter(predictor.network)  # type: ignore[arg-type]  # raises if nobody is there to disagree
+        MemberProbabilities(predictor.network)  # type: ignore[arg-type]  # raises if nobody is there to disagree
     labels = dict(config.get_parsed_content("labels"))
     metadata = json.loads(Path(bundle or bundle_root(), "configs", "metadata.json").read_text())
     volumes, faults = find_volumes(source, out=out, channels=len(predictor.inferer.normalise))
@@ -99,16 +99,16 @@ def predict_command(
 
 
 def notes_on_series(
-    found: Sequence[DicomSeries], labels: Mapping[str, str], metadata: Mapping[str, Any]
+    all_series: Sequence[DicomSeries], labels: Mapping[str, str], metadata: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield what a user should know of series that are labelled."""
     meant = metadata["network_data_format"]["inputs"]["image"]["modality"]
-    for series in found:
+    for series in all_series:
         yield from series.notes
         modality = series.headers[0].get("Modality") or meant
         if modality != meant:
             yield f"{series.folder}: is {modality}, but the bundle's metadata say that it is for {meant}."
-    private = [name for name in labels.values() if found and not organ_code(name).known]
+    private = [name for name in labels.values() if all_series and not organ_code(name).known]
     if private:
         yield f"no SNOMED code is known for {', '.join(private)}: DICOM segmentations have a private code."
 
@@ -131,7 +131,7 @@ def label_volume(
         series = volume.series
         image = volume.image if series is None else series.write_nifti(Path(folder, "series.nii"))
         source = first_file(image)
-        said = predictor.predict_opinions(image) if disagreement else predictor.on_own_grid(image, predictor.label)
+        said = predictor.predict_members(image) if disagreement else predictor.on_own_grid(image, predictor.label)
         label_map = said[0].cpu().numpy()
         written = [write_label_file(label_map, source, volume.ending(".nii.gz"))]
         if series is not None:

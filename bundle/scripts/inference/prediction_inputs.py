@@ -1,4 +1,4 @@
-"""What is there to label, and under which names do the answers go?"""
+"""The inputs of `predict`, and the names of its outputs."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def find_volumes(source: Path, *, out: Path, channels: int) -> tuple[list[Volume
             volumes.append(volume)
         except BadInput as error:
             faults.append(str(error))
-    found = find_series(source) if any_dicom(source) else FoundSeries()
-    faults += found.faults
-    for skipped in found.skipped:
+    dicom = find_series(source) if any_dicom(source) else FoundSeries()
+    faults += dicom.faults
+    for skipped in dicom.skipped:
         print(f"note: {skipped}")
-    for series in found.series:
+    for series in dicom.series:
         if channels > 1:
             faults.append(f"{series.folder}: a DICOM series is one channel, of {channels}. Convert it to NIfTI.")
             continue
-        several = sum(other.folder == series.folder for other in found.series) > 1
+        several = sum(other.folder == series.folder for other in dicom.series) > 1
         name = series.uid if several else series.folder.resolve().name
         inside = series.folder.relative_to(source)
         parent = out / (inside if several else inside.parent)

@@ -1,4 +1,4 @@
-"""How does Python label one volume after another without loading the networks again?"""
+"""Predictor for Python: inference.yaml's parts, kept between volumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..handlers.label_map_writer import write_label_file
 from ..networks.committee import require_training
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput, find_bad_input
-from .disagreement import EachVoter, opinions
+from .disagreement import MemberProbabilities, member_predictions
 from .inferer import SliceInferer
 
 
@@ -29,7 +29,7 @@ class Predictor:
     One volume at a time: a predictor isn't to be called by several threads at once.
 
     Args:
-        network: with its weights, on its device; set to eval mode. `predict_opinions` wants a `Committee`. That of
+        network: with its weights, on its device; set to eval mode. `predict_members` wants a `Committee`. That of
             inference.yaml keeps its weights narrow, see `precision.narrow_weights`: call it within `autocast` only.
         inferer: see `inferer.SliceInferer`.
         preprocessing: from `{"image": files}` to the image `(channels, x, y, z)`, slices along z.
@@ -75,7 +75,7 @@ class Predictor:
             overlays: configurations that go over it, by path or by name in the bundle's configs, such as
                 variants/small.yaml: those that the networks were trained with.
             ckpt_path: the weights; by default the configuration's, models/model.pt of the bundle.
-            values: keys of the configuration with other values, such as `voters=[0]`; "member#features" as
+            values: keys of the configuration with other values, such as `ensemble_members=[0]`; "member#features" as
                 `**{"member#features": [...]}`.
 
         Raises:
@@ -128,19 +128,19 @@ class Predictor:
         return self.on_own_grid(image, self.probabilities)
 
     @torch.no_grad()
-    def predict_opinions(self, image: Files | Tensor) -> Tensor:
-        """Return who says what of one image, `(2 + voters, x, y, z)` uint8, on the same grid as the label map.
+    def predict_members(self, image: Files | Tensor) -> Tensor:
+        """Return the members' label maps of one image, `(2 + members, x, y, z)` uint8, on the grid of the label map.
 
-        The committee's label map, as `predict` has it; each voter's own; and last how much the voters disagree, in
-        255ths: see `disagreement.opinions`. One pass over the image.
+        The committee's label map, as `predict` has it; each ensemble member's own; and last how much they disagree, in
+        255ths: see `disagreement.member_predictions`. One pass over the image.
 
         Args:
             image: as for `predict`.
 
         Raises:
-            BadInput: see `predict`; one voter alone.
+            BadInput: see `predict`; one ensemble member alone.
         """
-        return self.on_own_grid(image, self.opinions)
+        return self.on_own_grid(image, self.member_predictions)
 
     def on_own_grid(self, image: Files | Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what is computed for an image whose slices lie along z, on the image's own grid; see `predict`."""
@@ -152,8 +152,8 @@ class Predictor:
                 prepared = self.orienting({"image": copy})
             else:
                 prepared = self.preprocessing({"image": image if isinstance(image, Sequence) else str(image)})
-            found: Tensor = self.postprocessing({**prepared, "pred": compute(prepared["image"])})["pred"]
-            return found
+            result: Tensor = self.postprocessing({**prepared, "pred": compute(prepared["image"])})["pred"]
+            return result
 
     def predict_file(self, image: Files, out: str | Path) -> Path:
         """Label an image's file and write the label map with its header; return the label map's file.
@@ -180,9 +180,12 @@ class Predictor:
         """Return the probabilities `(classes, x, y, z)` of an image `(channels, x, y, z)` with its slices along z."""
         return self.inferer.probabilities(image[None].to(self.device), self.network)[0]
 
-    def opinions(self, image: Tensor) -> Tensor:
-        """Return `predict_opinions` of an image `(channels, x, y, z)` that has its slices along z."""
-        return opinions(image[None].to(self.device), EachVoter(self.network), self.inferer)[0]  # type: ignore[arg-type]
+    def member_predictions(self, image: Tensor) -> Tensor:
+        """Return `predict_members` of an image `(channels, x, y, z)` that has its slices along z."""
+        members = MemberProbabilities(self.network)  # type: ignore[arg-type]
+        return member_predictions(image[None].to(self.device), members, self.inferer)[0]
+
+    predict_opinions, opinions = predict_members, member_predictions  # their names in version 0.1
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How do the cores of a CPU share the slices of a volume?"""
+"""Threads that share the CPU's cores among the slices of a volume."""
 
 from __future__ import annotations
 

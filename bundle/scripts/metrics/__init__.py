@@ -1,1 +1,1 @@
-"""How well label maps agree with their references."""
+"""Segmentation metrics: DSC and NSD, by organ and case."""

@@ -1,4 +1,4 @@
-"""How well does a label map agree with its reference?"""
+"""DSC (Dice similarity coefficient) and NSD (normalised surface distance), as FLARE21 has them."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ def crop_to_foreground(prediction: NDArray[Any], reference: NDArray[Any]) -> tup
     """Cut two volumes (x, y, z) to the smallest box with all that isn't 0 in either; views, empty if there is none."""
     yz = np.any(prediction, axis=0) | np.any(reference, axis=0)
     x = np.any(prediction, axis=(1, 2)) | np.any(reference, axis=(1, 2))
-    found = [np.flatnonzero(line) for line in (x, yz.any(axis=1), yz.any(axis=0))]
-    box = tuple(slice(places[0], places[-1] + 1) if places.size else slice(0) for places in found)
+    occupied = [np.flatnonzero(line) for line in (x, yz.any(axis=1), yz.any(axis=0))]
+    box = tuple(slice(places[0], places[-1] + 1) if places.size else slice(0) for places in occupied)
     return prediction[box], reference[box]
 
 

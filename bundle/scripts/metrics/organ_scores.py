@@ -1,4 +1,4 @@
-"""How good is the network on whole cases, organ by organ?"""
+"""Metric of whole cases for a validator: DSC and NSD of each organ."""
 
 from __future__ import annotations
 

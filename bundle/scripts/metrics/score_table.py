@@ -1,4 +1,4 @@
-"""How are scores written and shown?"""
+"""Tables of scores: CSV, JSON and text, and the evaluation of folders."""
 
 from __future__ import annotations
 
@@ -199,12 +199,12 @@ def _match(predictions: Sequence[Path], references: Sequence[Path]) -> dict[str,
 
 
 def _by_name(files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for name, file in files:
-        if name in found:
-            raise BadInput(f"{file}: is of the same case as {found[name].name}. Take one of them out.")
-        found[name] = file
-    return found
+        if name in by_name:
+            raise BadInput(f"{file}: is of the same case as {by_name[name].name}. Take one of them out.")
+        by_name[name] = file
+    return by_name
 
 
 def _require_same_grid(prediction: SpatialImage, reference: SpatialImage) -> None:

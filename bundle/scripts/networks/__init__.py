@@ -1,1 +1,1 @@
-"""The members, the committee, and what they compute with."""
+"""The members' network, the committee, and the operators that they compute with."""

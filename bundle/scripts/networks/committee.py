@@ -1,4 +1,4 @@
-"""Who are the members, and what do they say together?"""
+"""The committee: members that are trained together, and the mean of their softmaxes."""
 
 from __future__ import annotations
 
@@ -19,35 +19,38 @@ class Committee(nn.Module):
 
     Args:
         members: the networks, one or more. The rules that ask the peers need three or more.
-        voters: indices of the members whose softmaxes are averaged; None: all.
+        ensemble_members: indices of the members whose softmaxes are averaged; None: all.
 
     Raises:
-        BadInput: no members, a voter that isn't a member, a state dict that doesn't fit.
+        BadInput: no members, an index that isn't a member's, a state dict that doesn't fit.
     """
 
-    def __init__(self, members: Sequence[nn.Module], *, voters: Sequence[int] | None = None) -> None:
+    def __init__(self, members: Sequence[nn.Module], *, ensemble_members: Sequence[int] | None = None) -> None:
         super().__init__()
         if not members:
             raise BadInput("members is empty: a committee needs at least one network.")
         if len({id(member) for member in members}) < len(members):
             raise BadInput("members holds the same network twice: write '%member' for each, not '@member'.")
         self.members = nn.ModuleList(members)
-        self.voters = list(range(len(members))) if voters is None else [int(voter) for voter in voters]
-        if not self.voters or not set(self.voters) <= set(range(len(members))):
-            raise BadInput(f"voters must be indices of the {len(members)} members, from 0, got {voters}.")
+        everyone = range(len(members))
+        self.ensemble_members = [int(k) for k in (everyone if ensemble_members is None else ensemble_members)]
+        if not self.ensemble_members or not set(self.ensemble_members) <= set(everyone):
+            raise BadInput(
+                f"ensemble_members must be indices of the {len(members)} members, from 0, got {ensemble_members}."
+            )
         # saved with the weights, so that random weights can be told from trained ones
         self.register_buffer("iterations_trained", torch.zeros((), dtype=torch.int64))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the mean of the voters' softmaxes: `(samples, channels, h, w)` to `(samples, classes, h, w)`."""
+        """Return the ensemble's mean softmax: `(samples, channels, h, w)` to `(samples, classes, h, w)`."""
         total = torch.zeros(())
         for k, member in enumerate(self.members):
-            if k in self.voters:
+            if k in self.ensemble_members:
                 probability = torch.softmax(member(image).float(), dim=1)
                 if total.dim() == 0:
                     total = torch.zeros_like(probability)
                 total += probability  # not stacked: one member's probabilities at a time
-        total /= len(self.voters)
+        total /= len(self.ensemble_members)
         return total
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -69,6 +72,11 @@ class Committee(nn.Module):
                     "Use the network_def that it was trained with."
                 )
         return super().load_state_dict(state_dict, strict=True, assign=assign)
+
+
+def ensemble_attribute(committee: nn.Module) -> str:
+    """Return the attribute that holds the indices of the ensemble members: a bundle of version 0.1 calls it voters."""
+    return "ensemble_members" if hasattr(committee, "ensemble_members") else "voters"
 
 
 def require_training(network: nn.Module) -> None:

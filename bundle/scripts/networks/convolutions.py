@@ -1,4 +1,4 @@
-"""How does a network convolve on a CPU?"""
+"""3 x 3 convolution on CPUs by this bundle's own operators."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Convolution3x3(nn.Conv2d):
         if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript doesn't compile what is behind it
             if self.is_ours(x):
                 narrow = [None if one is None else one.to(torch.bfloat16) for one in (self.weight, self.bias)]
-                found: Tensor = torch.ops.cyclic_committee.convolution([x], *narrow)
-                return found
+                convolved: Tensor = torch.ops.cyclic_committee.convolution([x], *narrow)
+                return convolved
         return self._conv_forward(x, self.weight, self.bias)  # type: ignore[no-any-return]
 
     def is_ours(self, x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""How are InstanceNorm and LeakyReLU computed in one step?"""
+"""InstanceNorm and LeakyReLU as one CPU operator."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class InstanceNormLeakyReLU(nn.Module):
         """Return LeakyReLU of the normalised input."""
         if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript doesn't compile what is behind it
             if is_for_native(x, self.weight, self.bias):
-                found: Tensor = NativeInstanceNormLeakyReLU.apply(
+                activated: Tensor = NativeInstanceNormLeakyReLU.apply(
                     x, self.weight, self.bias, self.eps, self.negative_slope
                 )
-                return found
+                return activated
         normalised = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
         return F.leaky_relu(normalised, self.negative_slope, inplace=True)
 

@@ -1,4 +1,4 @@
-"""How is a C++ operator compiled on the machine that needs it?"""
+"""Compilation of C++ operators on the machine that needs them."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def find_compiler() -> list[str]:
     named = shlex.split(os.environ.get("CXX", ""))
     if named:
         return named if shutil.which(named[0]) else []
-    found = shutil.which("c++") or shutil.which("g++")
-    return [found] if found else []
+    compiler = shutil.which("c++") or shutil.which("g++")
+    return [compiler] if compiler else []
 
 
 def compiler_flags() -> list[str]:

@@ -1,4 +1,4 @@
-"""In which number format do the networks compute, and are their weights kept?"""
+"""Number formats: mixed precision (autocast), and weights narrowed for inference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does each committee member look like by default?"""
+"""nnU-Net's 2D U-Net with deep supervision: the default member."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ class UNet2d(nn.Module):
             if self.training:
                 logits = [head(stage) for head, stage in zip(self.heads, stages, strict=True)]
                 return logits[::-1]  # type: ignore[return-value]
-        found: Tensor = self.heads[-1](x)
-        return found
+        finest: Tensor = self.heads[-1](x)
+        return finest
 
 
 def two_convolutions(in_channels: int, out_channels: int, *, stride: Sequence[int]) -> nn.Sequential:

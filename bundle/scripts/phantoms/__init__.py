@@ -1,1 +1,1 @@
-"""CTs that nobody was scanned for, and labels that are wrong in a known way."""
+"""Synthetic abdominal CTs (phantoms), and labels that are corrupted in known ways."""

@@ -1,4 +1,4 @@
-"""How do phantoms become a data set on disk, in the usual layouts and with wrong labels if wanted?"""
+"""Data sets of phantoms on disk, in the usual layouts, with corrupted labels if wanted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..metrics.dsc_nsd import dice
 from ..runtime.atomic_files import remove_unfinished, unfinished_path
 from ..runtime.errors import BadInput
-from .label_noise import WAYS, Label, check_ways, choose_corruptions, corrupt_somehow, is_share
+from .label_noise import CORRUPTIONS, Label, check_corruptions, choose_corruptions, corrupt_somehow, is_share
 from .phantom import LABELS, make_phantom
 
 CLEAN_LABELS, CORRUPTION, DESCRIPTION = "clean_labels", "corruption.csv", "dataset.json"
@@ -94,13 +94,13 @@ def write_phantoms(
     seed: int = 0,
     layout: str = "flare21",
     corrupt: float = 0.0,
-    ways: str | Sequence[str] = tuple(WAYS),
+    corruptions: str | Sequence[str] = tuple(CORRUPTIONS),
 ) -> list[dict[str, str]]:
     """Write phantoms as a data set and return its files, `{"image": path, "label": path}` a case.
 
-    A phantom depends on `seed` and its number only, and so does what a way does to its label; which labels are
-    corrupted, and in which way, depends on the number of cases, too. With `corrupt` above 0, the clean labels of all
-    cases go to `clean_labels`, and `corruption.csv` has a line a case: its way of being wrong (empty for none), the
+    A phantom depends on `seed` and its number only, and so does what a corruption does to its label; which labels are
+    corrupted, and by what, depends on the number of cases, too. With `corrupt` above 0, the clean labels of all cases
+    go to `clean_labels`, and `corruption.csv` has a line a case: what was done to it (empty for nothing), the
     mean DSC over the organs of the clean label, and the DSC of each. Every file appears whole or not at all;
     `corruption.csv` and `dataset.json` are the last.
 
@@ -110,30 +110,32 @@ def write_phantoms(
         seed: of the phantoms, of the choice of those to corrupt and of what is done to them.
         layout: flare21 (TrainingImg, TrainingMask), nnunet or decathlon (imagesTr, labelsTr, dataset.json).
         corrupt: share of the cases whose labels are corrupted, in [0, 1].
-        ways: those of `label_noise.WAYS` to choose from, evenly.
+        corruptions: those of `label_noise.CORRUPTIONS` to choose from, evenly.
 
     Raises:
         BadInput: an argument that can't be, or a folder that holds another data set, both before anything is written;
             a file that can't be written.
     """
-    ways = check_arguments(cases=cases, seed=seed, layout=layout, corrupt=corrupt, ways=ways)
+    corruptions = check_arguments(cases=cases, seed=seed, layout=layout, corrupt=corrupt, corruptions=corruptions)
     root, files = Path(folder), [LAYOUTS[layout].files(case) for case in range(cases)]
     describe = LAYOUTS[layout].describe
     make_room(root, files, summaries=[CORRUPTION] * (corrupt > 0) + [DESCRIPTION] * (describe is not None))
-    way_of = choose_corruptions([case.name for case in files], share=corrupt, ways=ways, seed=seed)
+    corruption_of = choose_corruptions([case.name for case in files], share=corrupt, corruptions=corruptions, seed=seed)
     rows = []
     for number, case in enumerate(tqdm(files, "phantoms", unit="case", disable=None, leave=False)):
         phantom = make_phantom(int(np.random.SeedSequence((seed, number)).generate_state(1)[0]))
-        label, way = phantom.label, ""
-        if case.name in way_of:
+        label, corruption = phantom.label, ""
+        if case.name in corruption_of:
             x, y, z = nib.affines.voxel_sizes(phantom.affine).tolist()
             own_seed = (seed, number, 1)  # other draws than the phantom's
-            label, way = corrupt_somehow(label, first=way_of[case.name], ways=ways, spacing_mm=(x, y, z), seed=own_seed)
+            label, corruption = corrupt_somehow(
+                label, first=corruption_of[case.name], corruptions=corruptions, spacing_mm=(x, y, z), seed=own_seed
+            )
         write_volume(root / case.image, phantom.image_hu, phantom.affine)
         write_volume(root / case.label, label, phantom.affine)
         if corrupt > 0:
             write_volume(root / case.clean_label, phantom.label, phantom.affine)
-            rows.append({"case": case.name, "way": way, **agreement(label, phantom.label)})
+            rows.append({"case": case.name, "way": corruption, **corruption_dsc(label, phantom.label)})
     if corrupt > 0:
         write_table(root / CORRUPTION, rows)
     if describe is not None:
@@ -143,9 +145,9 @@ def write_phantoms(
 
 
 def check_arguments(
-    *, cases: int, seed: int, layout: str, corrupt: float, ways: str | Sequence[str]
+    *, cases: int, seed: int, layout: str, corrupt: float, corruptions: str | Sequence[str]
 ) -> tuple[str, ...]:
-    """Return the names of the ways. Raises `BadInput` for an argument of `write_phantoms` that can't be."""
+    """Return the names of the corruptions. Raises `BadInput` for an argument of `write_phantoms` that can't be."""
     for key, value, least in (("cases", cases, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise BadInput(f"{key}: must be a whole number from {least} on, got {value!r}. Give another with --{key}.")
@@ -156,7 +158,7 @@ def check_arguments(
         raise BadInput(
             f"corrupt: must be in [0, 1], got {corrupt!r}. Give the share of labels to corrupt with --corrupt."
         )
-    return check_ways(ways)
+    return check_corruptions(corruptions)
 
 
 def make_room(root: Path, files: Sequence[CaseFiles], *, summaries: Sequence[str]) -> None:
@@ -172,9 +174,9 @@ def make_room(root: Path, files: Sequence[CaseFiles], *, summaries: Sequence[str
     if CORRUPTION in summaries:
         ours |= {root / case.clean_label for case in files}
     folders = {CLEAN_LABELS, *(name for layout in LAYOUTS.values() for name in (layout.images, layout.labels))}
-    found = {path for folder in folders for path in (root / folder).glob("*")}
-    found |= {path for path in (root / CORRUPTION, root / DESCRIPTION) if path.exists()}
-    others = sorted(path for path in found - ours if not path.name.startswith("."))
+    present = {path for folder in folders for path in (root / folder).glob("*")}
+    present |= {path for path in (root / CORRUPTION, root / DESCRIPTION) if path.exists()}
+    others = sorted(path for path in present - ours if not path.name.startswith("."))
     if others:
         raise BadInput(f"{others[0]}: belongs to another data set. Choose another folder with --out.")
     for summary in summaries:
@@ -182,7 +184,7 @@ def make_room(root: Path, files: Sequence[CaseFiles], *, summaries: Sequence[str
             (root / summary).unlink(missing_ok=True)
 
 
-def agreement(label: Label, clean: Label) -> dict[str, str]:
+def corruption_dsc(label: Label, clean: Label) -> dict[str, str]:
     """Return the DSC of two label maps (x, y, z) over the organs of the clean one, as columns with 6 decimals.
 
     "dsc" is the mean, 1 without any organ; "dsc_liver" and so on are empty for an organ that isn't there.

@@ -1,8 +1,8 @@
-"""How can a label map be wrong, and which cases are?
+"""Corruptions of label maps, and the choice of the cases that get one.
 
-Each way of `WAYS` is a pure function of a label map (x, y, z), the size of its voxels and a random generator. Amounts
-are in mm, so that one way means the same at every spacing; on phantoms each leaves a mean DSC of 0.5 to 0.9.
-A way that can't change a label map, such as swapping a single organ, returns it as it is.
+Each of `CORRUPTIONS` is a pure function of a label map (x, y, z), the size of its voxels and a random generator.
+Amounts are in mm, so that a corruption means the same at every spacing; on phantoms each leaves a mean DSC of 0.5 to
+0.9. A corruption that can't change a label map, such as swapping a single organ, returns it as it is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAVE_LENGTH_MM = 18.0  # sd of the Gaussian that smooths the waves; shorter ones
 WAY_OFF_MM = (6.0, 12.0)
 
 
-class Way(Protocol):
+class Corruption(Protocol):
     """One way of being wrong."""
 
     def __call__(self, label: Label, *, spacing_mm: Spacing, rng: np.random.Generator) -> Label:
@@ -71,8 +71,8 @@ def elastic(label: Label, *, spacing_mm: Spacing, rng: np.random.Generator) -> L
         wave = ndimage.gaussian_filter(noise, WAVE_LENGTH_MM / spacing, mode="wrap")  # no higher at the ends
         places[axis] += wave * (wave_mm / np.sqrt(np.mean(wave**2)) / spacing[axis])
     # what is displaced over the end of the volume goes on as it was at the end
-    found: Label = ndimage.map_coordinates(label, places, order=0, mode="nearest")
-    return found
+    warped: Label = ndimage.map_coordinates(label, places, order=0, mode="nearest")
+    return warped
 
 
 def missing_organ(label: Label, *, spacing_mm: Spacing, rng: np.random.Generator) -> Label:
@@ -115,7 +115,7 @@ def shift(label: Label, *, spacing_mm: Spacing, rng: np.random.Generator) -> Lab
     return moved
 
 
-WAYS: Mapping[str, Way] = MappingProxyType(
+CORRUPTIONS: Mapping[str, Corruption] = MappingProxyType(
     {
         "dilation": dilation,
         "erosion": erosion,
@@ -128,17 +128,17 @@ WAYS: Mapping[str, Way] = MappingProxyType(
 
 
 def choose_corruptions(
-    case_names: Sequence[str], *, share: float, ways: str | Sequence[str] = tuple(WAYS), seed: int
+    case_names: Sequence[str], *, share: float, corruptions: str | Sequence[str] = tuple(CORRUPTIONS), seed: int
 ) -> dict[str, str]:
-    """Return the cases whose labels are to be corrupted, each with its way, sorted by name.
+    """Return the cases whose labels are to be corrupted, each with its corruption, sorted by name.
 
-    They are `share * cases` in number, a half rounded up, and each way is given to as many as any other, or to one
-    more. The order of `case_names` and of `ways` makes no difference.
+    They are `share * cases` in number, a half rounded up, and each corruption is given to as many as any other, or to
+    one more. The order of `case_names` and of `corruptions` makes no difference.
 
     Raises:
-        BadInput: a share outside of [0, 1]; an unknown way, one named twice, none at all.
+        BadInput: a share outside of [0, 1]; an unknown corruption, one named twice, none at all.
     """
-    ways = check_ways(ways)
+    corruptions = check_corruptions(corruptions)
     if not is_share(share):
         raise BadInput(f"share: must be in [0, 1], got {share}. Give the part of the cases to corrupt.")
     names = sorted(set(case_names))
@@ -146,44 +146,47 @@ def choose_corruptions(
     count = int((Decimal(str(share)) * len(names)).to_integral_value(ROUND_HALF_UP))
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(names))[:count].tolist()
-    turns = rng.permutation(sorted(ways)).tolist()
+    turns = rng.permutation(sorted(corruptions)).tolist()
     way_of = {names[case]: turns[turn % len(turns)] for turn, case in enumerate(chosen)}
     return dict(sorted(way_of.items()))
 
 
-def corrupt_label(label: Label, *, way: str, spacing_mm: Spacing, seed: int | Sequence[int]) -> Label:
-    """Return a label map (x, y, z) made wrong in one way of `WAYS`; as it was, if that way can't change it.
+def corrupt_label(label: Label, *, corruption: str, spacing_mm: Spacing, seed: int | Sequence[int]) -> Label:
+    """Return a label map (x, y, z) made wrong by one of `CORRUPTIONS`; as it was, if that one can't change it.
 
     Raises:
-        BadInput: an unknown way.
+        BadInput: an unknown corruption.
     """
-    check_ways(way)
-    return WAYS[way](label, spacing_mm=spacing_mm, rng=np.random.default_rng(seed))
+    check_corruptions(corruption)
+    return CORRUPTIONS[corruption](label, spacing_mm=spacing_mm, rng=np.random.default_rng(seed))
 
 
 def corrupt_somehow(
-    label: Label, *, first: str, ways: str | Sequence[str], spacing_mm: Spacing, seed: int | Sequence[int]
+    label: Label, *, first: str, corruptions: str | Sequence[str], spacing_mm: Spacing, seed: int | Sequence[int]
 ) -> tuple[Label, str]:
-    """Return a label map (x, y, z) made wrong in the first way that fits, and that way.
+    """Return a label map (x, y, z) made wrong by the first corruption that fits, and its name.
 
-    A way fits if it changes the label map and leaves some of it. Where `first` doesn't, the other ways are drawn one
-    after another; where none does, as with an empty label map, it stays as it is and the way is "".
+    A corruption fits if it changes the label map and leaves some of it. Where `first` doesn't, the others are drawn one
+    after another; where none does, as with an empty label map, it stays as it is and the name is "".
     """
-    others = sorted(set(check_ways(ways)) - {first})
-    for way in (first, *np.random.default_rng(seed).permutation(others).tolist()):
-        corrupted = corrupt_label(label, way=way, spacing_mm=spacing_mm, seed=seed)
+    others = sorted(set(check_corruptions(corruptions)) - {first})
+    for corruption in (first, *np.random.default_rng(seed).permutation(others).tolist()):
+        corrupted = corrupt_label(label, corruption=corruption, spacing_mm=spacing_mm, seed=seed)
         if corrupted.any() and not np.array_equal(corrupted, label):
-            return corrupted, way
+            return corrupted, corruption
     return label.copy(), ""
 
 
-def check_ways(ways: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names of ways, of which one alone may be a string. Raises `BadInput`: unknown, named twice, none."""
-    names = (ways,) if isinstance(ways, str) else tuple(ways) if isinstance(ways, Sequence) else ()
-    unknown = [name for name in names if name not in tuple(WAYS)]
+def check_corruptions(corruptions: str | Sequence[str]) -> tuple[str, ...]:
+    """Return names of corruptions; one alone may be a string. Raises `BadInput`: unknown, named twice, none."""
+    given = (corruptions,) if isinstance(corruptions, str) else corruptions
+    names = tuple(given) if isinstance(given, Sequence) else ()
+    unknown = [name for name in names if name not in tuple(CORRUPTIONS)]
     if unknown or not names or len(set(names)) < len(names):
-        known = ", ".join(WAYS)
-        raise BadInput(f"ways: must be one or more of {known}, each once, got {ways!r}. Correct --ways.")
+        known = ", ".join(CORRUPTIONS)
+        raise BadInput(
+            f"corruptions: must be one or more of {known}, each once, got {corruptions!r}. Correct --corruptions."
+        )
     return names
 
 

@@ -1,4 +1,4 @@
-"""What does an abdominal CT look like when none may be had?
+"""Phantoms: synthetic abdominal CTs with labels, for where no real ones may be had.
 
 The table is a standard trunk in mm: x to the patient's right, y to the front, z to the head, 0 in the middle. Each
 case draws its own pose, sizes, warp, contrast phase and noise. Depths are mm outside a surface, below 0 inside it.
@@ -174,8 +174,8 @@ class _Canvas:
             damped = np.exp(-2 * (np.pi * length_mm * frequencies(self.shape[axis], self.spacing_mm[axis])) ** 2)
             waves *= damped.astype(np.float32).reshape([-1 if other == axis else 1 for other in range(3)])
         field: Field = fft.irfftn(waves, s=self.shape)
-        found: Field = (field - field.mean()) / field.std()
-        return found
+        normalised: Field = (field - field.mean()) / field.std()
+        return normalised
 
     def texture(self, tissue: str, box: Box) -> Field:
         """Return how a tissue looks in this case."""
@@ -183,8 +183,8 @@ class _Canvas:
 
     def share(self, depth: Field) -> Field:
         """Return how much of each voxel lies inside: partial volume makes an edge as soft as a voxel is wide."""
-        found: Field = np.clip(0.5 - depth / self.edge_mm, 0, 1)
-        return found
+        covered: Field = np.clip(0.5 - depth / self.edge_mm, 0, 1)
+        return covered
 
     def fill(self, depth: Field, tissue: str, box: Box = (...,)) -> None:
         """Lay a tissue over all that was there."""
@@ -298,8 +298,8 @@ def _bounds(organ: Organ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float
 def _depth(points: Field, organ: Organ) -> Field:
     parts = [_ellipsoid(points, part) for part in organ.ellipsoids]
     parts += [_segment(points, start, end) for start, end in itertools.pairwise(organ.tube_mm)]
-    found: Field = np.maximum.reduce([_melt(parts, 8), *(-_ellipsoid(points, notch) for notch in organ.notches)])
-    return found
+    depth: Field = np.maximum.reduce([_melt(parts, 8), *(-_ellipsoid(points, notch) for notch in organ.notches)])
+    return depth
 
 
 def _melt(parts: Sequence[Field], width_mm: float) -> Field:

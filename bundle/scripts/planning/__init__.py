@@ -1,1 +1,1 @@
-"""What a data set is like, whether it is sound, and what it wants: nnU-Net's planner."""
+"""Data check, fingerprint, plan and preparation of a data set: nnU-Net's planner for 2D."""

@@ -1,4 +1,4 @@
-"""What is wrong with one case?"""
+"""Checks of a single case: files, geometry, values, labels."""
 
 from __future__ import annotations
 
@@ -147,42 +147,42 @@ def _read_label(
     voxels = _load(volume, problems)
     if voxels is None:
         return None, None
-    found: dict[float, int] = {}
+    voxels_of: dict[float, int] = {}
     for plane in np.moveaxis(voxels, -1, 0):
         shown = plane[plane != 0]
-        found[0] = found.get(0, 0) + plane.size - shown.size
+        voxels_of[0] = voxels_of.get(0, 0) + plane.size - shown.size
         values, counts = np.unique(shown[np.isfinite(shown)], return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            found[value] = found.get(value, 0) + count
-        if len(found) > MOST_LABELS:
+            voxels_of[value] = voxels_of.get(value, 0) + count
+        if len(voxels_of) > MOST_LABELS:
             what, remedy = f"holds more than {MOST_LABELS} different numbers", "Put the label map in place of an image."
             problems.append(Problem(file, what, remedy))
             return None, None
-    problems += [Problem(file, *fault) for fault in _label_faults(found, labels)]
-    return {int(value): found[value] for value in sorted(found) if value > 0 and value % 1 == 0}, voxels > 0
+    problems += [Problem(file, *fault) for fault in _label_faults(voxels_of, labels)]
+    return {int(value): voxels_of[value] for value in sorted(voxels_of) if value > 0 and value % 1 == 0}, voxels > 0
 
 
-def _label_faults(found: Mapping[float, int], labels: Mapping[int, str]) -> list[tuple[str, str, bool]]:
+def _label_faults(voxels_of: Mapping[float, int], labels: Mapping[int, str]) -> list[tuple[str, str, bool]]:
     """Return what is wrong with a label map, what to do, and whether it is usable, from value -> voxels."""
     known = {0, *labels} if labels else set(range(256))
-    broken = [value for value in found if value % 1 != 0]
-    unknown = [value for value in found if value % 1 == 0 and value not in known]
+    broken = [value for value in voxels_of if value % 1 != 0]
+    unknown = [value for value in voxels_of if value % 1 == 0 and value not in known]
     faults = []
     if broken:
-        what = f"holds numbers that aren't whole: {_named(broken, found)}"
+        what = f"holds numbers that aren't whole: {_named(broken, voxels_of)}"
         faults.append((what, "Write it anew; resample label maps by nearest neighbour.", False))
     if unknown:
         which = "that no label has" if labels else "outside of 0 to 255"
         remedy = "Correct the file, or add them to the labels." if labels else "Give the labels ids from 1 to 255."
-        faults.append((f"holds ids {which}: {_named(unknown, found)}", remedy, False))
-    if set(found) == {0}:
+        faults.append((f"holds ids {which}: {_named(unknown, voxels_of)}", remedy, False))
+    if set(voxels_of) == {0}:
         faults.append(("shows no label", "Take the case out if nobody annotated it.", True))
     return faults
 
 
-def _named(values: list[float], found: Mapping[float, int]) -> str:
+def _named(values: list[float], voxels_of: Mapping[float, int]) -> str:
     more = f" and {len(values) - MOST_NAMED} more" if len(values) > MOST_NAMED else ""
-    voxels = sum(found[value] for value in values)
+    voxels = sum(voxels_of[value] for value in values)
     some = ", ".join(f"{value:g}" for value in sorted(values)[:MOST_NAMED])
     return f"{some}{more} ({voxels} voxel{'s' if voxels > 1 else ''})"
 

@@ -1,4 +1,4 @@
-"""How is shown what is wrong with a data set?"""
+"""The report of a data check, as a table or JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, all of it at once?"""
+"""Data check: every problem of a data set, in one go."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPACING_MM = (0.05, 20.0)  # of images of patients
 OFF_MEDIAN = (5.0, 5.0, 10.0)  # the voxel's sides from small to large: slices of 0.7 and of 5 mm do go together
 LOST_SHARE = 0.1  # of the cases, up to which 1 x 1 x 1 mm is no habit of the data set
 SHARE_OF_HU = 0.1  # of the cases, below which a data set that doesn't say so isn't CT
-Found = Sequence[tuple[Case, CaseFacts]]
+Checked = Sequence[tuple[Case, CaseFacts]]
 Problems = list[tuple[int, Problem]]  # with the case's number
 
 
@@ -87,12 +87,12 @@ def check_data_set(
     channel_names = tuple(channel_names or data_set.channel_names)
     check = partial(check_case, labels=labels)
     facts = list(for_each(check, data_set.cases, description="checking cases", processes=processes))
-    found = list(zip(data_set.cases, facts, strict=True))
+    checked = list(zip(data_set.cases, facts, strict=True))
     of_cases: Problems = [(number, problem) for number, fact in enumerate(facts) for problem in fact.problems]
-    of_cases += wrong_channels(found, channel_names) + suspicious_spacings(found) + same_images(found)
-    of_cases += wrong_intensities(found, channel_names)
+    of_cases += wrong_channels(checked, channel_names) + suspicious_spacings(checked) + same_images(checked)
+    of_cases += wrong_intensities(checked, channel_names)
     of_all = [
-        Problem(str(path), *fault, usable=True) for fault in (*absent(labels, facts), *not_ct(found, channel_names))
+        Problem(str(path), *fault, usable=True) for fault in (*absent(labels, facts), *not_ct(checked, channel_names))
     ]
     problems = {*data_set.problems, *of_all, *(problem for _, problem in of_cases)}
     spacings, sizes = [f.spacing_mm for f in facts if f.spacing_mm], [f.size for f in facts if f.size]
@@ -124,14 +124,14 @@ def folder_of(path: str | Path, data_root: str | Path | None) -> str:
     return str(Path(path) if Path(path).is_dir() else Path(path).parent)
 
 
-def wrong_channels(found: Found, channel_names: Sequence[str]) -> Problems:
+def wrong_channels(checked: Checked, channel_names: Sequence[str]) -> Problems:
     """Return the images with another number of channels than the data set has: as it says, or most of them have.
 
     A fourth dimension is channels only if somebody names them: it may as well be time.
     """
-    expected = count_channels(found, channel_names)
+    expected = count_channels(checked, channel_names)
     problems: Problems = []
-    for number, (case, fact) in enumerate(found):
+    for number, (case, fact) in enumerate(checked):
         is_series = fact.is_4d and fact.channels != 1 and not channel_names
         if fact.channels is None or (fact.channels == expected and not is_series):
             continue
@@ -144,26 +144,26 @@ def wrong_channels(found: Found, channel_names: Sequence[str]) -> Problems:
     return problems
 
 
-def count_channels(found: Found, channel_names: Sequence[str]) -> int:
+def count_channels(checked: Checked, channel_names: Sequence[str]) -> int:
     """Return how many channels the data set has: as its names say, or as most images have that aren't 4D."""
-    counts = Counter(fact.channels for _, fact in found if fact.channels and not (fact.is_4d and fact.channels > 1))
+    counts = Counter(fact.channels for _, fact in checked if fact.channels and not (fact.is_4d and fact.channels > 1))
     most = sorted(counts, key=lambda channels: (-counts[channels], channels))
     return len(channel_names) or (most[0] if most else 1)
 
 
-def suspicious_spacings(found: Found) -> Problems:
+def suspicious_spacings(checked: Checked) -> Problems:
     """Return the images whose voxels have an unlikely size.
 
     Below 0.05 or above 20 mm; 1 x 1 x 1 mm where the others have other sizes, as a lost header says it: in at most a
     tenth of the cases, or in half of them if they lie at the origin, too; or far off the median: in the smaller two of
     the voxel's sides by more than a factor of 5, in the largest by more than 10.
     """
-    sides = np.array([sorted(fact.spacing_mm) for _, fact in found if fact.spacing_mm])
+    sides = np.array([sorted(fact.spacing_mm) for _, fact in checked if fact.spacing_mm])
     enough = len(sides) >= 3
     median = np.median(sides, axis=0) if enough else np.zeros(3)
     ones = int((np.abs(sides - 1) < 1e-6).all(axis=1).sum()) if enough else 0
     problems: Problems = []
-    for number, (case, fact) in enumerate(found):
+    for number, (case, fact) in enumerate(checked):
         if fact.spacing_mm is None:
             continue
         spacing_mm, what = np.sort(fact.spacing_mm), ""
@@ -180,11 +180,11 @@ def suspicious_spacings(found: Found) -> Problems:
     return problems
 
 
-def same_images(found: Found) -> Problems:
+def same_images(checked: Checked) -> Problems:
     """Return the images whose voxels are those of another case."""
     first: dict[str, Case] = {}
     problems: Problems = []
-    for number, (case, fact) in enumerate(found):
+    for number, (case, fact) in enumerate(checked):
         if fact.voxels_digest is None:
             continue
         other = first.setdefault(fact.voxels_digest, case)
@@ -195,11 +195,11 @@ def same_images(found: Found) -> Problems:
     return problems
 
 
-def wrong_intensities(found: Found, channel_names: Sequence[str]) -> Problems:
+def wrong_intensities(checked: Checked, channel_names: Sequence[str]) -> Problems:
     """Return the images of CT whose values can't be HU; see `hounsfield.why_not_hu`."""
     problems: Problems = []
-    for channel in ct_channels(found, channel_names):
-        for number, (case, fact) in enumerate(found):
+    for channel in ct_channels(checked, channel_names):
+        for number, (case, fact) in enumerate(checked):
             reason = fact.not_hu[channel] if channel < len(fact.not_hu) else None
             if reason:
                 several = len(fact.not_hu) > len(case.image)
@@ -210,25 +210,25 @@ def wrong_intensities(found: Found, channel_names: Sequence[str]) -> Problems:
     return problems
 
 
-def not_ct(found: Found, channel_names: Sequence[str]) -> list[tuple[str, str]]:
+def not_ct(checked: Checked, channel_names: Sequence[str]) -> list[tuple[str, str]]:
     """Return which channels of a data set that doesn't name them aren't CT, and what to do: said once for all cases."""
     if channel_names:
         return []
-    taken = ct_channels(found, channel_names)
+    taken = ct_channels(checked, channel_names)
     others = [
         channel
-        for channel in range(count_channels(found, channel_names))
-        if channel not in taken and _judged(found, channel)
+        for channel in range(count_channels(checked, channel_names))
+        if channel not in taken and _judged(checked, channel)
     ]
     remedy = "Say what it is, with --channels or in dataset.json, such as MR: it would be taken for CT."
     return [(f"channel {channel} names no modality, and its values can't be HU", remedy) for channel in others]
 
 
-def ct_channels(found: Found, channel_names: Sequence[str]) -> list[int]:
+def ct_channels(checked: Checked, channel_names: Sequence[str]) -> list[int]:
     """Return the channels that are CT: by their names, or where there are none, by a tenth of their images at least."""
     if channel_names:
         return [channel for channel, name in enumerate(channel_names) if name.strip().casefold() == "ct"]
-    judged = [_judged(found, channel) for channel in range(count_channels(found, channel_names))]
+    judged = [_judged(checked, channel) for channel in range(count_channels(checked, channel_names))]
     return [c for c, reasons in enumerate(judged) if reasons and reasons.count("") >= SHARE_OF_HU * len(reasons)]
 
 
@@ -249,9 +249,9 @@ def count_labels(labels: Mapping[int, str], facts: Sequence[CaseFacts]) -> dict[
     return {label: LabelCount(labels.get(label, ""), counts[label]) for label in sorted({*labels, *counts})}
 
 
-def _judged(found: Found, channel: int) -> list[str]:
+def _judged(checked: Checked, channel: int) -> list[str]:
     """Return why each image that was read can't be HU in a channel; empty ones may be."""
-    reasons = [fact.not_hu[channel] for _, fact in found if channel < len(fact.not_hu)]
+    reasons = [fact.not_hu[channel] for _, fact in checked if channel < len(fact.not_hu)]
     return [reason for reason in reasons if reason is not None]
 
 

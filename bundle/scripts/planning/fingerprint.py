@@ -1,4 +1,4 @@
-"""What are a data set's spacings, sizes and intensities?"""
+"""Data-set fingerprint: spacings, sizes and foreground intensities."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def measured(case: Case, *, labels: Mapping[Any, str], folder: Path) -> CaseFing
     key = [sorted(int(label) for label in labels), [[p, s.st_size, s.st_mtime_ns] for p, s in stats]]
     path = folder / f"{case.name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
     if not path.is_file():
-        found = measure_case(case, labels=labels)
+        fingerprint = measure_case(case, labels=labels)
         unfinished = unfinished_path(path)
         try:
-            unfinished.write_text(json.dumps(asdict(found)) + "\n")
+            unfinished.write_text(json.dumps(asdict(fingerprint)) + "\n")
             unfinished.rename(path)
         except OSError as error:
             unfinished.unlink(missing_ok=True)

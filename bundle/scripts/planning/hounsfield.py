@@ -1,4 +1,4 @@
-"""Can these values be Hounsfield units?"""
+"""Plausibility check for Hounsfield units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which spacing, patch, network and normalisation does a data set want?
+"""The plan of a data set: spacing, patch size, network and normalisation.
 
 The rules are those of nnU-Net v1's planner for 2D networks (`ExperimentPlanner2D_v21`).
 """

@@ -1,4 +1,4 @@
-"""How does a plan read, to a person and to `train.yaml`?"""
+"""The plan as YAML: an overlay on train.yaml and inference.yaml, with a reason for each number."""
 
 from __future__ import annotations
 
@@ -77,16 +77,16 @@ def entry(key: str, value: Any, reason: str = "") -> str:
     return (f"\n# {reason}\n" if reason else "") + f"{key}: {json.dumps(value)}"
 
 
-def channel_text(name: str, found: ForegroundIntensities, *, masked: bool) -> str:
+def channel_text(name: str, values: ForegroundIntensities, *, masked: bool) -> str:
     """Return the normalisation of one channel as nnU-Net chooses it by the channel's name."""
     if name.lower() == CT:
-        clip = f"[{found.percentile_00_5:.8g}, {found.percentile_99_5:.8g}]"
+        clip = f"[{values.percentile_00_5:.8g}, {values.percentile_99_5:.8g}]"
         return (
             f"  # {name}: clipped at the 0.5 and 99.5 percentiles of the labelled voxels, which range from "
-            f"{found.smallest:.5g} to\n"
-            f"  # {found.largest:.5g} with a median of {found.median:.5g}; less their mean, over their deviation.\n"
+            f"{values.smallest:.5g} to\n"
+            f"  # {values.largest:.5g} with a median of {values.median:.5g}; less their mean, over their deviation.\n"
             "  - {_target_: scripts.transforms.normalisation.ClipAndStandardise, "
-            f"clip: {clip}, mean: {found.mean:.8g}, sd: {found.sd:.8g}}}"
+            f"clip: {clip}, mean: {values.mean:.8g}, sd: {values.sd:.8g}}}"
         )
     why = "of the voxels that aren't 0, as the images are masked" if masked else "of all voxels"
     return (

@@ -1,4 +1,4 @@
-"""How does a data set become a plan and prepared cases?"""
+"""Preparation of a data set: fingerprint, plan and stored cases."""
 
 from __future__ import annotations
 
@@ -132,9 +132,9 @@ def require_same_data_set(plan_path: Path, places: Mapping[str, Any]) -> None:
     """Raise `BadInput` if the plan in the folder is another data set's, or no plan."""
     if not plan_path.is_file():
         return
-    found = require_mapping(plan_path).get("dataset_dir")
-    if found != places["dataset_dir"]:
-        raise BadInput(f"{plan_path}: is the plan of {found}. Choose another folder with --out.")
+    planned_from = require_mapping(plan_path).get("dataset_dir")
+    if planned_from != places["dataset_dir"]:
+        raise BadInput(f"{plan_path}: is the plan of {planned_from}. Choose another folder with --out.")
 
 
 def bundled_labels(bundle: str | Path | None) -> dict[int, str]:
@@ -145,10 +145,10 @@ def bundled_labels(bundle: str | Path | None) -> dict[int, str]:
 
 def require_channels(data_set: DataSet, measured: Sequence[CaseFingerprint], channel_names: Sequence[str]) -> None:
     """Raise `BadInput` for the first image with another number of channels than there are names."""
-    for case, found in zip(data_set.cases, measured, strict=True):
-        if len(found.foreground) != len(channel_names):
+    for case, of_case in zip(data_set.cases, measured, strict=True):
+        if len(of_case.foreground) != len(channel_names):
             raise BadInput(
-                f"{case.image[0]}: has {len(found.foreground)} channels, expected {len(channel_names)} "
+                f"{case.image[0]}: has {len(of_case.foreground)} channels, expected {len(channel_names)} "
                 f"({', '.join(channel_names)}). Give the names of all channels with --channels, or mend the image."
             )
 
@@ -173,10 +173,10 @@ def require_room(slices: Any, measured: Sequence[CaseFingerprint]) -> None:
     folder, preparation = Path(slices.cache_dir), slices.preparation
     in_plane = [AXIS_OF[code] for code in preparation.orientation[:2]]
     needed = 0.0
-    for case, found in zip(slices.data, measured, strict=True):
+    for case, of_case in zip(slices.data, measured, strict=True):
         if not place_of(case, folder=folder, preparation=preparation).is_dir():
-            finer = [found.spacing_mm[a] / mm for a, mm in zip(in_plane, preparation.spacing_mm, strict=True)]
-            needed += math.prod(found.size) * math.prod(finer) * (2 * len(found.foreground) + 1)  # bytes
+            finer = [of_case.spacing_mm[a] / mm for a, mm in zip(in_plane, preparation.spacing_mm, strict=True)]
+            needed += math.prod(of_case.size) * math.prod(finer) * (2 * len(of_case.foreground) + 1)  # bytes
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise BadInput(

@@ -1,1 +1,1 @@
-"""A page about cross-validations."""
+"""The report on cross-validations: an HTML page with tables and figures."""

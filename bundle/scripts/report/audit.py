@@ -1,4 +1,4 @@
-"""Which labels do the committees of all folds distrust?"""
+"""The report's label audit: rankings and pictures of cases and slices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of two runs is better, and is that clear?"""
+"""Paired comparison of two runs, case by case."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def comparison_table(first: Run, second: Run) -> Table | None:
         for measure in MEASURES:
             scores = [by_case(run.rows, organ, measure) for run in (first, second)]
             if scores[0].keys() & scores[1].keys():
-                found = difference(*scores)
-                words = in_words(found, name_of(organ), measure.upper(), names=(first.name, second.name))
+                paired = difference(*scores)
+                words = in_words(paired, name_of(organ), measure.upper(), names=(first.name, second.name))
                 rows.append(
                     (
                         (name_of(organ),),
                         (measure.upper(),),
-                        with_interval(found, digits=2),
-                        (str(found.cases),),
+                        with_interval(paired, digits=2),
+                        (str(paired.cases),),
                         (words,),
                     )
                 )
@@ -47,40 +47,40 @@ def comparison_table(first: Run, second: Run) -> Table | None:
     )
 
 
-def in_words(found: Estimate, organ: str, measure: str, *, names: tuple[str, str]) -> str:
+def in_words(paired: Estimate, organ: str, measure: str, *, names: tuple[str, str]) -> str:
     """Return a sentence that says which of two runs is higher, and whether that is clear.
 
     What is clear is decided by the numbers as they are written: an interval that reaches 0.00 holds 0. Of few cases,
     whose interval is too narrow, nothing is called clear.
 
     Args:
-        found: the second less the first, in points of %.
+        paired: the second less the first, in points of %.
         organ, measure: such as "liver" and "DSC".
         names: of the runs.
     """
     first, second = names
-    cases = f"{found.cases} cases"
-    if found.interval is None:
+    cases = f"{paired.cases} cases"
+    if paired.interval is None:
         return (
-            f"{organ}: {second} less {first} is {points(found.mean)} {measure} points in the only case that both have."
+            f"{organ}: {second} less {first} is {points(paired.mean)} {measure} points in the only case that both have."
         )
-    low, high = found.interval
-    if found.mean == low == high == 0:
+    low, high = paired.interval
+    if paired.mean == low == high == 0:
         return f"{organ}: the same {measure} in all {cases}."
-    if found.cases < FEW:
+    if paired.cases < FEW:
         return (
-            f"{organ}: {second} less {first} is {points(found.mean)} {measure} points in these {cases}, too few to "
+            f"{organ}: {second} less {first} is {points(paired.mean)} {measure} points in these {cases}, too few to "
             "tell how it is in others."
         )
     if float(points(low)) <= 0 <= float(points(high)):
         return (
-            f"{organ}: no clear difference in {measure}. {second} less {first} is {points(found.mean)} points; the "
+            f"{organ}: no clear difference in {measure}. {second} less {first} is {points(paired.mean)} points; the "
             f"95 % interval holds 0 ({points(low)} to {points(high)}; {cases})."
         )
-    word, sign = ("higher", 1) if found.mean > 0 else ("lower", -1)
+    word, sign = ("higher", 1) if paired.mean > 0 else ("lower", -1)
     ends = sorted((sign * low, sign * high))
     return (
-        f"{organ}: {second} is {word} than {first} by {points(sign * found.mean)} {measure} points "
+        f"{organ}: {second} is {word} than {first} by {points(sign * paired.mean)} {measure} points "
         f"(95 % interval {points(ends[0])} to {points(ends[1])}; {cases})."
     )
 

@@ -1,4 +1,4 @@
-"""What do runs' networks cost, in size and when they label a case?"""
+"""The report's tables of network size, inference time and memory."""
 
 from __future__ import annotations
 

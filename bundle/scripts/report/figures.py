@@ -1,4 +1,4 @@
-"""Which figures tell how runs went, and how good they are?"""
+"""The report's figures: training curves and distributions of scores."""
 
 from __future__ import annotations
 

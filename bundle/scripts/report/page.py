@@ -1,4 +1,4 @@
-"""What stands on a report's page?"""
+"""The report's HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How did one or several cross-validations go, on a page that one would show a colleague?"""
+"""The report on one or several cross-validations, put together."""
 
 from __future__ import annotations
 
@@ -56,25 +56,25 @@ def write_report(
     for name, number in (("timed_cases", timed_cases), ("challenging", challenging), ("suspects", suspects)):
         if not isinstance(number, int) or number < 0:
             raise BadInput(f"{name}: must be 0 or a whole number above it, got {number!r}. Give another number.")
-    found = read_runs(runs)
-    folder = found[0].folder / "report" if out is None else Path(out)
+    read = read_runs(runs)
+    folder = read[0].folder / "report" if out is None else Path(out)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file. Choose a folder with --out.")
     figures = folder / "figures"
     sections = [
-        score_section(found, figures),
-        *comparison_sections(found),
-        challenge_section(found, figures, count=challenging),
-        training_section(found, figures),
-        cost_section(found, cases=timed_cases),
-        audit_section(found, folder, count=suspects),
+        score_section(read, figures),
+        *comparison_sections(read),
+        challenge_section(read, figures, count=challenging),
+        training_section(read, figures),
+        cost_section(read, cases=timed_cases),
+        audit_section(read, folder, count=suspects),
     ]
     write_tables([table for section in sections for table in (*section.tables, *section.folded)], folder / "tables")
     page = render(
         sections,
-        title=" and ".join(run.name for run in found) + ": cross-validation",
-        lead=" ".join(map(about, found)),
-        notes=[note for run in found for note in missing(run)],
+        title=" and ".join(run.name for run in read) + ": cross-validation",
+        lead=" ".join(map(about, read)),
+        notes=[note for run in read for note in missing(run)],
     )
     write_whole(folder / PAGE, page)
     return folder / PAGE
@@ -139,8 +139,8 @@ def challenge_section(runs: Sequence[Run], figures: Path, *, count: int) -> Sect
     """Return the cases with the lowest scores, drawn."""
     tables, graphics, problems = [], [], []
     for run in runs:
-        ones, found = draw_challenges(run, count=count, folder=figures)
-        problems += found
+        ones, of_run = draw_challenges(run, count=count, folder=figures)
+        problems += of_run
         tables += [challenge_table(run, ones)] if ones else []
         graphics += [
             Graphic(describe(run, one, alone=len(runs) == 1), url=data_url(figures / one.file))

@@ -1,4 +1,4 @@
-"""What does a cross-validation's folder hold?"""
+"""Reading the folder of a cross-validation."""
 
 from __future__ import annotations
 
@@ -89,8 +89,10 @@ def read_run(folder: Path, *, name: str, key: str) -> Run:
         raise BadInput(f"{folder}: is no cross-validation. Give the folder that one was written to.")
     try:
         settings = json.loads(path.read_text())
-        found = {int(file.parent.name.removeprefix("fold_")): file for file in folder.glob("fold_[0-9]*/scores.csv")}
-        scores = {fold: read_csv(file) for fold, file in sorted(found.items())}
+        score_files = {
+            int(file.parent.name.removeprefix("fold_")): file for file in folder.glob("fold_[0-9]*/scores.csv")
+        }
+        scores = {fold: read_csv(file) for fold, file in sorted(score_files.items())}
         lost = {"dataset_dir", "layout", "values", "overlays"} - set(settings)
         if lost:
             raise LookupError(f"{SETTINGS} has no {', '.join(sorted(lost))}")

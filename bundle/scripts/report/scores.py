@@ -1,4 +1,4 @@
-"""Which tables tell how good runs are?"""
+"""The report's tables of scores."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def fold_table(run: Run) -> Table:
     organs = organs_of([run])
     rows, by_fold = [], []
     for fold, scores in sorted(run.scores.items()):
-        found = [
+        of_organs = [
             mean_and_sd(list(by_case(scores, organ, measure).values())) for organ in organs for measure in MEASURES
         ]
-        by_fold.append(found)
-        rows.append(((f"fold {fold}",), (str(len({row["case"] for row in scores})),), *map(with_sd, found)))
+        by_fold.append(of_organs)
+        rows.append(((f"fold {fold}",), (str(len({row["case"] for row in scores})),), *map(with_sd, of_organs)))
     average = [average_of_folds(of_one) for of_one in zip(*by_fold, strict=True)]
     rows.append((("average",), (str(len(run.folds)),), *map(with_sd, average)))
     return Table(
@@ -101,10 +101,11 @@ def with_sd(score: tuple[float, float | None]) -> Cell:
     return percent(mean), "" if sd is None else percent(sd)
 
 
-def with_interval(found: Estimate, *, digits: int = 1) -> Cell:
+def with_interval(of_mean: Estimate, *, digits: int = 1) -> Cell:
     """Return a mean and its interval as a cell."""
     return tuple(
-        fixed(value, digits) if value is not None else "" for value in (found.mean, *(found.interval or (None, None)))
+        fixed(value, digits) if value is not None else ""
+        for value in (of_mean.mean, *(of_mean.interval or (None, None)))
     )
 
 

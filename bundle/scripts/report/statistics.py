@@ -1,4 +1,4 @@
-"""How sure are a mean and a difference?"""
+"""Means over cases and paired differences, with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     """
     if len(values) < 2:
         return Estimate(values[0], None, 1)
-    found = bootstrap(
+    interval = bootstrap(
         (np.asarray(values),),
         np.mean,
         n_resamples=RESAMPLES,
@@ -46,16 +46,16 @@ def estimate(values: Sequence[float]) -> Estimate:
         method="percentile",
         random_state=np.random.default_rng(SEED),
     ).confidence_interval
-    return Estimate(fmean(values), (float(found.low), float(found.high)), len(values))
+    return Estimate(fmean(values), (float(interval.low), float(interval.high)), len(values))
 
 
 def by_case(rows: Sequence[ScoreRow], organ: str, measure: Measure) -> dict[str, float]:
     """Return each case's score of an organ, or with `ALL_ORGANS` the mean of its organs, in percent."""
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for row in rows:
         if organ in (row["organ"], ALL_ORGANS):
-            found.setdefault(row["case"], []).append(100 * row[measure])
-    return {case: fmean(values) for case, values in found.items()}
+            scores.setdefault(row["case"], []).append(100 * row[measure])
+    return {case: fmean(values) for case, values in scores.items()}
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:

@@ -1,4 +1,4 @@
-"""How does a figure become a part of a page that is light or dark?"""
+"""Figures as SVG that suits a light and a dark page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does one table become CSV, LaTeX and a page, with the same numbers everywhere?"""
+"""Tables as CSV, LaTeX and HTML with the same numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cases are the most challenging, and where do the members disagree on them?"""
+"""The report's worst cases: the lowest scores of each organ, with the members' disagreement."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Challenge:
 
 def challenges_of(run: Run, *, count: int) -> list[Challenge]:
     """Return the cases with the lowest DSC of each organ, `count` an organ, twelve at most: then the lowest of all."""
-    found = []
+    lowest = []
     for organ in run.organs:
         rows = [row for row in run.rows if row["organ"] == organ]
-        found += sorted(rows, key=lambda row: (row["dsc"], row["nsd"], row["case"]))[:count]
-    kept = sorted(found, key=lambda row: row["dsc"])[:MOST]
-    return [Challenge(row, run.folds[row["case"]]) for row in found if row in kept]
+        lowest += sorted(rows, key=lambda row: (row["dsc"], row["nsd"], row["case"]))[:count]
+    kept = sorted(lowest, key=lambda row: row["dsc"])[:MOST]
+    return [Challenge(row, run.folds[row["case"]]) for row in lowest if row in kept]
 
 
 def draw_challenges(run: Run, *, count: int, folder: Path) -> tuple[list[Challenge], list[str]]:
@@ -62,21 +62,21 @@ def draw_challenges(run: Run, *, count: int, folder: Path) -> tuple[list[Challen
     problems = [f"No cases are drawn: {run.problem}"] if run.problem and wanted else []
     with tqdm(total=len(wanted), desc=f"{run.name}: challenging cases", unit="case", disable=None, leave=False) as bar:
         for fold, of_fold in groupby(wanted, key=lambda one: one.fold):
-            voters = Voters(run, fold)
+            members = FoldMembers(run, fold)
             for case, of_case in groupby(of_fold, key=lambda one: one.row["case"]):
                 ones = list(of_case)
                 try:
-                    drawn += ones if run.problem else draw_case(run, case, ones, voters=voters, folder=folder)
+                    drawn += ones if run.problem else draw_case(run, case, ones, members=members, folder=folder)
                 except BadInput as error:
                     drawn += ones
                     problems.append(f"{case} isn't drawn: {error}")
                 bar.update(len(ones))
-            problems += voters.problems
+            problems += members.problems
     order = {organ: place for place, organ in enumerate(run.organs)}
     return sorted(drawn, key=lambda one: (order[one.row["organ"]], one.row["dsc"])), list(dict.fromkeys(problems))
 
 
-class Voters:
+class FoldMembers:
     """Where a fold's members disagree, as long as their weights can be had.
 
     Of several runs with bundles of their own the first one's scripts are taken: a process has one package `scripts`.
@@ -102,13 +102,15 @@ class Voters:
         if self.predictor is None:
             return None
         try:
-            return np.asarray(self.predictor.predict_opinions(image)[-1].cpu(), np.float32) / FULL_SCALE
-        except BadInput as error:  # one voter, say
+            return np.asarray(self.predictor.predict_members(image)[-1].cpu(), np.float32) / FULL_SCALE
+        except BadInput as error:  # a single member, say
             self.problems.append(f"Where the members disagree isn't shown: {error}")
             return None
 
 
-def draw_case(run: Run, case: str, ones: Sequence[Challenge], *, voters: Voters, folder: Path) -> Iterator[Challenge]:
+def draw_case(
+    run: Run, case: str, ones: Sequence[Challenge], *, members: FoldMembers, folder: Path
+) -> Iterator[Challenge]:
     """Draw the organs of one case that are challenges, a picture each."""
     item = run.files.get(case)
     if item is None:
@@ -120,7 +122,7 @@ def draw_case(run: Run, case: str, ones: Sequence[Challenge], *, voters: Voters,
     for name, voxels in maps.items():
         if voxels.shape != image.shape:
             raise BadInput(f"{source}: has the shape {image.shape}, its {name} {voxels.shape}. Was it replaced?")
-    apart = voters.disagreement(item["image"])
+    apart = members.disagreement(item["image"])
     image, spacing_mm = to_ras(image, affine), ras_spacing(affine)
     maps = {name: to_ras(voxels, affine) for name, voxels in maps.items()}
     apart = None if apart is None else to_ras(apart, affine)

@@ -1,1 +1,1 @@
-"""What every process needs: errors in one line, files whole or not at all, several processes."""
+"""What every process needs: one-line errors, atomic files, paths, parallel work, the start of a workflow."""

@@ -1,4 +1,4 @@
-"""What becomes of the memory of a tensor that is freed?"""
+"""glibc's allocator, told to keep freed memory."""
 
 from __future__ import annotations
 

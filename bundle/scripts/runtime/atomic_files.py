@@ -1,4 +1,4 @@
-"""What is being written, and what did a killed process leave behind?"""
+"""Atomic files: written under another name and renamed, and what killed processes left of them."""
 
 from __future__ import annotations
 

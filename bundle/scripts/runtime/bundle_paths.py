@@ -1,4 +1,4 @@
-"""Where does this bundle lie, and how does it get elsewhere?"""
+"""The bundle's folder, its configurations, and copies of it."""
 
 from __future__ import annotations
 

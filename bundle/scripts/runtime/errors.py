@@ -1,4 +1,4 @@
-"""What does a user see when something that they gave can't be used?"""
+"""Errors of a user's input, in one line."""
 
 from __future__ import annotations
 

@@ -58,6 +58,7 @@ NAMES = {
     "loss.AllRanksNnUNetLoss": "GlobalNnUNetLoss",
     "ranks.AllRanksChoose": "GlobalSelection",
     "ranks.EachRankChooses": "LocalSelection",
+    "read_ahead.ReadAheadLoader": "PrefetchLoader",
     "ranks.is_follower": "is_not_rank_zero",
 }
 # key of a configuration in 0.1 -> today's
@@ -66,7 +67,22 @@ KEYS = {
     "iterations": "iterations_per_epoch",
     "passes": "backward_mode",
     "ranks": "distributed",
+    "voters": "ensemble_members",
 }
+# option of a command in 0.1 -> today's
+OPTIONS = {("phantom", "ways"): "corruptions"}
+
+
+def refuse_old_options(words: Sequence[str]) -> None:
+    """Raise `BadInput` for an option of a command by its name in 0.1, with its name of today.
+
+    Args:
+        words: what is typed after `cyclic-committee`.
+    """
+    for word in words[1:]:
+        name = word.removeprefix("--").split("=")[0]
+        if word.startswith("--") and (words[0], name) in OPTIONS:
+            raise BadInput(f"--{name}: is called --{OPTIONS[words[0], name]} today. Write that in your command.")
 
 
 def refuse_old_keys(config: Mapping[str, Any], *, known: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""How is one function applied to many cases at once?"""
+"""Parallel map over cases in processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a process that is told to end (SIGTERM) get to say so?
+"""SIGTERM as an exception: a process that is told to end closes what is open first.
 
 A batch system that wants its machine back sends it, and torchrun, to the others when a process is lost. Python would
 end on the spot; here SystemExit is raised instead, so that what is open is closed. While a process waits for another
@@ -24,7 +24,7 @@ class Termination:
         self.before: Any = None  # the handler that `end` puts back
 
     def begin(self) -> None:
-        """Listen."""
+        """Handle SIGTERM from here to `end`."""
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             self.before = signal.signal(signal.SIGTERM, self.leave)
@@ -40,7 +40,7 @@ class Termination:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def end(self) -> None:
-        """Listen no more."""
+        """Put back the handler that was there before."""
         if self.before is not None:
             signal.signal(signal.SIGTERM, self.before)
             self.before = None

@@ -1,4 +1,4 @@
-"""What happens before a workflow does its work?"""
+"""The start of a workflow: errors, log, seed, and a check of the configuration's keys."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def running_parser() -> ConfigParser | None:
     frame = sys._getframe()
     while frame is not None:
         if isinstance(frame.f_locals.get("self"), ConfigParser):
-            found: ConfigParser | None = frame.f_locals["self"]
-            return found
+            parser: ConfigParser | None = frame.f_locals["self"]
+            return parser
         frame = frame.f_back  # type: ignore[assignment]
     return None

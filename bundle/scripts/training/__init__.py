@@ -1,1 +1,1 @@
-"""The method: what happens in one iteration, and which samples each member learns from."""
+"""The method: score, select, update; the selection rules, the loss, several processes."""

@@ -1,4 +1,4 @@
-"""How do several processes train one committee?"""
+"""Distributed training: processes, their share of the data, local and global selection, gradients' mean."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class LocalSelection(DistributedSelection):
     """The rule sees a process' own part of the mini-batch: nothing is exchanged for the choice."""
 
     def choose(self, rule: Rule, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """See `DistributedSelection`."""
+        """Return the rule's scores and choice for this process' samples, from these alone."""
         scores = rule.scores(losses.cpu())  # a GPU is waited for once
         return scores, rule.choose(scores)
 
@@ -209,7 +209,7 @@ class GlobalSelection(DistributedSelection):
     """
 
     def choose(self, rule: Rule, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """See `DistributedSelection`."""
+        """Return this process' part of the scores and the choice for the samples of all processes."""
         world, rank = idist.get_world_size(), idist.get_rank()
         if world == 1:
             return LocalSelection().choose(rule, losses)
@@ -224,7 +224,7 @@ class GlobalSelection(DistributedSelection):
 
 
 def nothing() -> None:
-    """Wait for nothing."""
+    """Do nothing: a process alone has no sum to wait for."""
 
 
 def flat(tensor: Tensor, *, like: Tensor, into: Tensor | None = None) -> Tensor:

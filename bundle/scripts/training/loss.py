@@ -1,4 +1,4 @@
-"""What does a member minimise, and by which loss is a sample judged?"""
+"""nnU-Net's loss, cross entropy plus soft Dice, and the cross entropy of each sample."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class GlobalNnUNetLoss(nn.Module):
         for (_, weight), sums in zip(heads, of_all, strict=True):
             total = total + weight * dice_and_cross_entropy_of(sums)
         share = samples_of_all[0] / max(1, len(label))  # DistributedSelection.average takes it back
-        found: Tensor = total.detach() + share * (total - total.detach())
-        return found
+        value: Tensor = total.detach() + share * (total - total.detach())
+        return value
 
 
 class SumOverRanks(torch.autograd.Function):
@@ -72,7 +72,7 @@ class SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
-        """Add up."""
+        """Return the sum over all processes."""
         total = own.clone()
         if idist.get_world_size() > 1:
             distributed.all_reduce(total)
@@ -104,8 +104,8 @@ def dice_and_cross_entropy_of(sums: Tensor) -> Tensor:
     cross_entropy, pixels = sums[0], sums[1]
     both, predicted, true = sums[2:].unflatten(0, (3, -1))  # (foreground classes,) each
     dice = (2 * both + SMOOTH) / (predicted + true + SMOOTH)
-    found: Tensor = cross_entropy / pixels + (1 - dice).mean()
-    return found
+    loss: Tensor = cross_entropy / pixels + (1 - dice).mean()
+    return loss
 
 
 def weighted_heads(output: Tensor | Sequence[Tensor]) -> list[tuple[Tensor, float]]:

@@ -1,4 +1,4 @@
-"""Which samples does each committee member learn from?"""
+"""Selection rules: which samples each committee member learns from."""
 
 from __future__ import annotations
 

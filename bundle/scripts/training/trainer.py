@@ -1,4 +1,4 @@
-"""What happens in one training iteration?"""
+"""The trainer: each iteration scores, selects and updates (the paper, section 2.2)."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ class CommitteeTrainer(Trainer):
         engine.state.selection = Selection(losses, scores, kept, training_losses.cpu(), samples)
         engine.state.output["loss"] = training_losses.mean()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        found: dict[str, Tensor] = engine.state.output
-        return found
+        output: dict[str, Tensor] = engine.state.output
+        return output
 
     def forward(self, image: Tensor) -> list[Forward]:
         """Run every member on all samples."""
@@ -161,8 +161,8 @@ class CommitteeTrainer(Trainer):
                     heads = [head[:n] for head in ([output] if isinstance(output, Tensor) else output)]
                     loss = self.loss_function(heads if len(heads) > 1 else heads[0], chosen_label[:n])
                     training_losses.append(loss.detach())
-                    found: Tensor = self.grad_scaler.scale(loss)
-                    return found
+                    scaled: Tensor = self.grad_scaler.scale(loss)
+                    return scaled
 
                 with stream:
                     forward.backward(kept_samples, scaled_loss)

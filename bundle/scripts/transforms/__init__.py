@@ -1,1 +1,1 @@
-"""What is done to a slice's pixels: normalised, resampled, oriented, augmented."""
+"""Transforms of slices and volumes: normalisation, resampling, orientation, augmentation."""

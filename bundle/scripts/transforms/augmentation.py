@@ -1,4 +1,4 @@
-"""How is a slice varied, so that a network sees more than there is?"""
+"""Data augmentation, as nnU-Net v1 has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is a slice filtered along each axis, where a pixel depends on its neighbours alone?"""
+"""Separable filters along a slice's axes: blur, and lower resolution."""
 
 from __future__ import annotations
 
@@ -115,15 +115,15 @@ def _cubic_convolution(distance: np.ndarray) -> np.ndarray:
     """Return the weight of a pixel at a distance of at most 2 (Keys, 1981)."""
     d = np.abs(distance)
     near = ((SHARPNESS + 2) * d - (SHARPNESS + 3)) * d**2 + 1
-    found: np.ndarray = np.where(d <= 1, near, SHARPNESS * (((d - 5) * d + 8) * d - 4))
-    return found
+    weights: np.ndarray = np.where(d <= 1, near, SHARPNESS * (((d - 5) * d + 8) * d - 4))
+    return weights
 
 
 def mirrored(places: np.ndarray, size: int) -> np.ndarray:
     """Return which pixels stand for places beyond the border if the image is mirrored at its border pixels' centres."""
     places = places % max(2 * (size - 1), 1)
-    found: np.ndarray = np.minimum(places, np.abs(2 * (size - 1) - places))
-    return found
+    inside: np.ndarray = np.minimum(places, np.abs(2 * (size - 1) - places))
+    return inside
 
 
 def cubic_spline(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

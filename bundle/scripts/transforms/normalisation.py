@@ -1,4 +1,4 @@
-"""How do intensities become what a network sees?"""
+"""Intensity normalisation of images, by the data set or by the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do a volume's axes come to point the same way in all cases?"""
+"""Reorientation of volumes, in their own memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def turn(volume: Tensor, orientation: Callable[[Tensor], Tensor]) -> Tensor:
     """Return a volume `(channels, x, y, z)` with its axes swapped and turned round as MONAI's transform does it."""
     if not isinstance(volume, MetaTensor) or volume.device.type != "cpu":
         return orientation(volume)
-    turned = cast(MetaTensor, orientation(outline(volume)))
+    turned = cast(MetaTensor, orientation(meta_copy(volume)))
     # whole numbers but for rounding: column j says from where, and in which direction, the new axis j comes
     swaps = np.linalg.solve(np.asarray(volume.affine)[:3, :3], np.asarray(turned.affine)[:3, :3]).round()
     come_from = np.abs(swaps).argmax(axis=0)
@@ -45,14 +45,14 @@ def turn(volume: Tensor, orientation: Callable[[Tensor], Tensor]) -> Tensor:
     voxels = volume.as_tensor()
     for channel in voxels.numpy() if turned_round else ():
         flip_in_place(channel, turned_round)
-    found: MetaTensor = MetaTensor(voxels.permute(0, *(1 + come_from).tolist())).copy_meta_from(turned)
-    return found
+    reoriented: MetaTensor = MetaTensor(voxels.permute(0, *(1 + come_from).tolist())).copy_meta_from(turned)
+    return reoriented
 
 
-def outline(volume: MetaTensor) -> MetaTensor:
+def meta_copy(volume: MetaTensor) -> MetaTensor:
     """Return a volume's shape, number format and meta data, without voxels."""
-    found: MetaTensor = MetaTensor(torch.empty_like(volume.as_tensor(), device="meta")).copy_meta_from(volume)
-    return found
+    copy: MetaTensor = MetaTensor(torch.empty_like(volume.as_tensor(), device="meta")).copy_meta_from(volume)
+    return copy
 
 
 def flip_in_place(voxels: np.ndarray, axes: Sequence[int]) -> None:

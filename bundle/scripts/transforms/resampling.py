@@ -1,4 +1,4 @@
-"""How does a slice come to another in-plane spacing, and back?"""
+"""Resampling of slices to the training's spacing, and back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ResampleThenNormalise:
     """nnU-Net v1's order, the paper's: edges stay sharp, since they are clipped after they were resampled."""
 
     def __call__(self, slices: Tensor, size: Sequence[int], normalise: Callable[[Tensor], Tensor]) -> Tensor:
-        """See `Resampling`."""
+        """Return slices resampled, then normalised."""
         return normalise(resample_slices(slices, size, order=3))
 
 
@@ -37,7 +37,7 @@ class NormaliseThenResample:
     """nnU-Net v2's order; what the spline overshoots beyond a slice's own range is cut off, as there."""
 
     def __call__(self, slices: Tensor, size: Sequence[int], normalise: Callable[[Tensor], Tensor]) -> Tensor:
-        """See `Resampling`."""
+        """Return slices normalised, then resampled."""
         normalised = normalise(slices)
         low, high = normalised.amin(dim=(-2, -1), keepdim=True), normalised.amax(dim=(-2, -1), keepdim=True)
         return resample_slices(normalised, size, order=3).clamp(low, high)

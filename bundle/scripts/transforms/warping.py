@@ -1,4 +1,4 @@
-"""What does a slice show between its pixels?"""
+"""Interpolation of rotated and scaled slices by cubic splines."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def resample_label(label: Tensor, x: Tensor, y: Tensor) -> Tensor:
     width, height = cells.shape
     points = torch.stack((y, x))
     points.mul_(torch.tensor([2 / (height - 1), 2 / (width - 1)])[:, None, None])
-    found = _look_up(cells[None], points, mode="nearest")[0]
-    border = torch.from_numpy(np.flatnonzero((found < 0).numpy()))  # torch's nonzero takes ten times as long
-    resampled = torch.from_numpy(found.clamp_(min=0).numpy().astype(label.numpy().dtype))
+    classes = _look_up(cells[None], points, mode="nearest")[0]
+    border = torch.from_numpy(np.flatnonzero((classes < 0).numpy()))  # torch's nonzero takes ten times as long
+    resampled = torch.from_numpy(classes.clamp_(min=0).numpy().astype(label.numpy().dtype))
     resampled.view(-1)[border] = _class_between_four(label, x.flatten()[border], y.flatten()[border])
     return resampled
 

@@ -1,1 +1,1 @@
-"""Slices and curves as pictures."""
+"""Pictures of slices, label maps and training curves."""

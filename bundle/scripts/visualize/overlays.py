@@ -1,4 +1,4 @@
-"""What did the training do, and where is the prediction wrong, at a glance?"""
+"""Training curves, and validation slices with the contours of prediction and reference."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .slice_drawing import (
     ON_CT,
     PAGE_IN,
     dark_page,
+    draw_contour,
     finish_page,
     grey_window,
-    outline,
     ras_spacing,
     read_grey,
     save_png,
@@ -123,10 +123,10 @@ def draw_overlay(
             show_slice(axes, image[:, :, z], spacing_mm, window=window)
         plain.set_title(f"slice {z + 1} of {image.shape[2]}", loc="left", color=DAYLIGHT, fontsize=18, pad=6)
         for label, colour in colours.items():
-            outline(outlined, masks["prediction"][:, :, z] == label, spacing_mm, colour=colour, width=2.4)
+            draw_contour(outlined, masks["prediction"][:, :, z] == label, spacing_mm, colour=colour, width=2.4)
         for label in colours if reference is not None else ():
             # thin and on top: where both agree, the organ's colour still shows on both sides of the white
-            outline(outlined, masks["reference"][:, :, z] == label, spacing_mm, colour="white", width=0.9)
+            draw_contour(outlined, masks["reference"][:, :, z] == label, spacing_mm, colour="white", width=0.9)
     key = [Line2D([], [], color=colours[label], linewidth=3, label=name) for label, name in organs.items()]
     key += [Line2D([], [], color="white", linewidth=1, label="reference")] if reference is not None else []
     finish_page(figure, title=case_name(image_path), key=key)

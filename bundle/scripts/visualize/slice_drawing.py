@@ -1,4 +1,4 @@
-"""How is a slice drawn, the right way round and in grey values that a radiologist knows?"""
+"""Drawing a slice with radiological orientation, window and contours."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def read_grey(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Turn (x, y, z) so that the axes run towards the patient's right, anterior and superior."""
-    found: np.ndarray = nib.orientations.apply_orientation(array, nib.orientations.io_orientation(affine))
-    return found
+    turned: np.ndarray = nib.orientations.apply_orientation(array, nib.orientations.io_orientation(affine))
+    return turned
 
 
 def ras_spacing(affine: np.ndarray) -> np.ndarray:
@@ -136,8 +136,8 @@ def extent_mm(image: np.ndarray, spacing_mm: np.ndarray) -> tuple[tuple[float, f
     return x_mm, y_mm
 
 
-def outline(axes: Axes, mask: np.ndarray, spacing_mm: np.ndarray, *, colour: str, width: float) -> None:
-    """Draw a mask's outline `(x, y)` over `show_slice`; nothing for an empty one."""
+def draw_contour(axes: Axes, mask: np.ndarray, spacing_mm: np.ndarray, *, colour: str, width: float) -> None:
+    """Draw a mask's contour `(x, y)` over `show_slice`; nothing for an empty one."""
     if mask.any():
         padded = np.pad(mask, 1).astype(np.float32)  # a mask that touches the border is outlined there, too
         x_mm, y_mm = (np.arange(-1, n + 1) * step for n, step in zip(mask.shape, spacing_mm, strict=False))

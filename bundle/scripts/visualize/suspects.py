@@ -1,4 +1,4 @@
-"""What does a person look at to decide whether a label is wrong?"""
+"""Pictures of cases with distrusted labels, for a person to judge."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .slice_drawing import (
     DAYLIGHT,
     ON_CT,
     dark_page,
+    draw_contour,
     finish_page,
     grey_window,
-    outline,
     read_grey,
     save_png,
     show_slice,
@@ -91,7 +91,7 @@ def draw_suspect(
         text = f"slice {z} of 0 to {image.shape[2] - 1}, distrust {slices[z]:.1f}"
         plain.set_title(text, loc="left", color=DAYLIGHT, fontsize=22, pad=8)
         for i, colour in colours.items():
-            outline(outlined, label[:, :, z] == i, spacing_mm, colour=colour, width=2.4)
+            draw_contour(outlined, label[:, :, z] == i, spacing_mm, colour=colour, width=2.4)
     key = [Line2D([], [], color=colours[int(i)], linewidth=5, label=name) for i, name in about["labels"].items()]
     finish_page(figure, title=title, key=key)
     save_png(figure, path)

@@ -1,4 +1,4 @@
-"""What does a challenging case look like?"""
+"""Pictures of the cases with the lowest scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread, imsave
 from matplotlib.lines import Line2D
 
-from .slice_drawing import DAYLIGHT, ON_CT, dark_page, extent_mm, outline, save_png, show_slice
+from .slice_drawing import DAYLIGHT, ON_CT, dark_page, draw_contour, extent_mm, save_png, show_slice
 
 MARGIN_MM, LEAST_MM = 25, 140  # around the organs; of a picture's side
 HEAT, HOTTEST = "inferno", 0.5  # of the disagreement: more is shown alike
@@ -75,7 +75,7 @@ def draw_challenge(
     for name, voxels in maps.items():
         for one in seen:
             width = 4.0 if one == organ else 2.0
-            outline(panes[name], voxels == organs[one], spacing_mm, colour=colours[one], width=width)
+            draw_contour(panes[name], voxels == organs[one], spacing_mm, colour=colours[one], width=width)
     if apart is not None:
         show_heat(panes["disagreement"], apart, spacing_mm)
     key = [Line2D([], [], color=colours[name], linewidth=5, label=name) for name in seen]
