@@ -15,7 +15,7 @@ from monai.networks.nets import BasicUNet, DynUNet, SegResNet, UNet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cyclic_committee.scripts.autograd import forward, streams
+from cyclic_committee.scripts.autograd import forward
 from cyclic_committee.scripts.autograd.forward import (
     BackwardMode,
     CompiledForward,
@@ -24,7 +24,6 @@ from cyclic_committee.scripts.autograd.forward import (
     SharedForward,
     finest,
 )
-from cyclic_committee.scripts.autograd.streams import SideStreams
 from cyclic_committee.scripts.autograd.traced import KeptSamples, trace
 from cyclic_committee.scripts.networks import native_build
 from cyclic_committee.scripts.networks.precision import autocast
@@ -292,25 +291,3 @@ def test_compiled_passes_give_the_same_gradients() -> None:
     torch.manual_seed(0)
     network = UNet2d(in_channels=1, out_channels=3, features=[4, 8])
     assert_same(by(CompiledForward(), network, [0, 2, 3]), plain(network, [0, 2, 3]), tolerance=1e-5)
-
-
-def test_streams_wait_for_the_main_one_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[tuple[str, str]] = []
-
-    class Stream:
-        def __init__(self, name: Any) -> None:
-            self.name = name if isinstance(name, str) else f"side {len(made)}"
-            made.append(self)
-
-        def wait_stream(self, other: Stream) -> None:
-            waits.append((self.name, other.name))
-
-    made: list[Stream] = []
-    main = Stream("main")
-    monkeypatch.setattr(streams.torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(streams.torch.cuda, "current_stream", lambda device: main)
-    monkeypatch.setattr(streams.torch.cuda, "stream", lambda stream: f"in {stream.name}")
-    with SideStreams(2, torch.device("cuda:0")).fork() as contexts:
-        assert list(contexts) == ["in side 1", "in side 2"]
-        assert waits == [("side 1", "main"), ("side 2", "main")]
-    assert waits[2:] == [("main", "side 1"), ("main", "side 2")]

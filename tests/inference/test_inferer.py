@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cyclic_committee.scripts.inference.inferer import InPlaceSliceInferer, SliceInferer, gaussian, tile_starts
+from cyclic_committee.scripts.inference.inferer import SliceInferer, gaussian, tile_starts
 from cyclic_committee.scripts.networks.committee import Committee
 from cyclic_committee.scripts.networks.unet import UNet2d
 from cyclic_committee.scripts.runtime.errors import BadInput
@@ -328,37 +328,6 @@ def test_memory_beyond_the_volume_does_not_grow_with_the_number_of_slices() -> N
         return max(size for size in allocated if size != image.numel())
 
     assert largest_allocation(96) == largest_allocation(48)
-
-
-@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.float32, torch.float64])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_labels_may_take_the_images_memory(kind: torch.dtype, channels: int) -> None:
-    class First(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.committee = tiny_committee()
-
-        def forward(self, image: Tensor) -> Tensor:
-            return self.committee(image[:, :1])
-
-    images = (10 * noise(2, channels, 7, 24, 20) + 30).round().clamp(0, 255)
-    images[0, ..., :4], images[1, ..., 3, :] = 0, 9  # cropped; slices that are all the same
-    images = images.to(kind).transpose(2, 4)  # as where the slices come first in memory
-    settings = {"labels": {"3": "a", "200": "b"}, "normalise": [Scale(shift=-30)] * channels, "batch_size": 2}
-    wanted = inferer(**settings)(images.clone(), First())
-    given = MetaTensor(images, affine=torch.diag(torch.tensor([2.0, 2, 5, 1])), meta={"filename_or_obj": "a.nii.gz"})
-    label = inferer(InPlaceSliceInferer, **settings)(given, First())
-    assert label.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
-    assert torch.equal(label.as_tensor(), wanted)
-    assert label.meta["filename_or_obj"] == "a.nii.gz"
-    assert len(wanted.unique()) == 3
-
-
-def test_in_an_images_memory_nothing_as_large_as_the_image_is_made() -> None:
-    image = (100 * noise(1, 1, 16, 16, 512)).short()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        inferer(InPlaceSliceInferer, batch_size=4, labels={1: "a", 2: "b"})(image, tiny_committee())
-    assert 0 < max(event.cpu_memory_usage for event in profile.events()) < image.numel()
 
 
 @pytest.mark.parametrize("size", [[5, 6], [11, 9]])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
 from monai.networks.nets import SegResNet, UNet
 from torch import Tensor, nn
 
@@ -206,3 +207,19 @@ def test_the_sampler_learns_the_epoch() -> None:
 def test_an_impossible_precision_is_refused(precision: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         make(LossDifference(), precision=precision)
+
+
+def test_handlers_with_an_order_go_before_or_after_the_others() -> None:
+    ran = []
+
+    class Handler:
+        def __init__(self, order: int | None) -> None:
+            self.name = order
+            if order is not None:
+                self.order = order
+
+        def attach(self, engine: Any) -> None:
+            engine.add_event_handler(Events.STARTED, lambda: ran.append(self.name))
+
+    make(EverySample(), train_handlers=[Handler(1), Handler(None), Handler(0), Handler(-1)]).run()
+    assert ran == [-1, None, 0, 1]

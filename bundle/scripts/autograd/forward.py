@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +13,6 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor, fx, nn
 
-from .streams import SideStreams, StreamContext
 from .traced import KeptSamples, TracedGraphs, trace
 
 log = logging.getLogger(__name__)
@@ -36,10 +34,6 @@ class Forward(ABC):
 
 class BackwardMode(ABC):
     """Runs members over a mini-batch."""
-
-    def stream_contexts(self, members: int, device: torch.device) -> AbstractContextManager[Sequence[StreamContext]]:
-        """Return a context that gives each member a context to run in; here one after another."""
-        return nullcontext([nullcontext()] * members)
 
     @abstractmethod
     def __call__(self, member: nn.Module, image: Tensor, *, inferer: Inferer, autocast: torch.autocast) -> Forward:
@@ -117,7 +111,6 @@ class SharedForward(BackwardMode):
 
     def __init__(self, otherwise: BackwardMode | None = None) -> None:
         self.otherwise = otherwise
-        self.streams: dict[tuple[int, torch.device], SideStreams] = {}
         self.known: WeakKeyDictionary[nn.Module, dict[Any, TracedGraphs]] = WeakKeyDictionary()
         self.fallback: WeakKeyDictionary[nn.Module, BackwardMode] = WeakKeyDictionary()
 
@@ -141,14 +134,6 @@ class SharedForward(BackwardMode):
         if member in self.fallback:
             return self.fallback[member](member, image, inferer=inferer, autocast=autocast)
         return ForwardOnce(member, image, graphs=graphs, run=self.run)
-
-    def stream_contexts(self, members: int, device: torch.device) -> AbstractContextManager[Sequence[StreamContext]]:
-        """Return a context that gives each member a stream of its own on a GPU; else as in `BackwardMode`."""
-        if device.type != "cuda":
-            return super().stream_contexts(members, device)
-        if (members, device) not in self.streams:
-            self.streams[members, device] = SideStreams(members, device)
-        return self.streams[members, device].fork()
 
     def run(self, graph: fx.GraphModule, inputs: list[Any]) -> Any:
         """Run a graph of the traced network; the list of inputs is emptied, so that memory is freed on the way."""

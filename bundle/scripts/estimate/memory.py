@@ -47,7 +47,7 @@ def cpu_memory(settings: Settings, members: Sequence[ActivationMemory | None], *
 
 def cuda_memory(settings: Settings, members: Sequence[ActivationMemory | None]) -> dict[str, int]:
     """Return the bytes of each part of a training's memory on a CUDA device; see `cpu_memory`."""
-    tensors = {**lasting(settings), "activations": activations(settings, members, streams=True)}
+    tensors = {**lasting(settings), "activations": activations(settings, members)}
     return {"CUDA's context": CUDA_CONTEXT, **tensors}
 
 
@@ -62,8 +62,8 @@ def lasting(settings: Settings) -> dict[str, int]:
     }
 
 
-def activations(settings: Settings, members: Sequence[ActivationMemory | None], *, streams: bool = False) -> int:
-    """Return the most that intermediate results take; with streams, as on a GPU, members may run at once."""
+def activations(settings: Settings, members: Sequence[ActivationMemory | None]) -> int:
+    """Return the most that intermediate results take."""
     known = [member for member in members if member is not None]
     label = settings.noise(1)[1]
     logits = torch.zeros(1, settings.classes, *settings.shape[2:])
@@ -76,8 +76,7 @@ def activations(settings: Settings, members: Sequence[ActivationMemory | None], 
     for member in known:
         most = max(most, alive - member.between() + member.after())
         alive += member.outputs - member.between()
-    at_once = sum(max(member.before(), member.after()) for member in known if member.in_one_pass)
-    return max(most, at_once) if streams else most
+    return most
 
 
 def step_bytes(settings: Settings, member: ActivationMemory | None) -> int:

@@ -17,6 +17,7 @@ from ..runtime.bundle_paths import bundle_root, copy_without_use
 from ..runtime.config_files import find_config, require_mapping
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput
+from ..runtime.workflow import as_bool
 from .bundle_run import run_bundle
 
 FOLDS = 5
@@ -75,7 +76,7 @@ def cross_validate(
     names = begin(out, overlays, {**places, "values": values}, bundle=bundle)
     planned = any("cache_dir" in require_mapping(find_config(file, bundle=bundle)) for file in overlays)
     cache = {} if planned else {"cache_dir": str(out / "cases")}  # a plan's cases are prepared already
-    tracked = str(values.get("track")).lower() != "false"
+    tracked = as_bool(track=values.get("track", True))
     store = {key: str(values[key]) for key in ("tracking_uri", "experiment_name") if key in values and tracked}
     parent = ParentRun.begin(out / "mlflow", name=out.name, **store)
     for fold in wanted:

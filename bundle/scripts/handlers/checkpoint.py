@@ -61,7 +61,7 @@ class TrainingCheckpoint:
 
     def save(self, engine: Any) -> None:
         """Save all parts and the engine's place."""
-        parts = {**self.parts, "grad_scaler": engine.grad_scaler}
+        parts = {**self.parts, "grad_scaler": engine.update.grad_scaler}
         checkpoint = {name: part.state_dict() for name, part in parts.items()}
         remove_unfinished(self.path.parent)
         save_whole({**checkpoint, "trainer": engine.state_dict()}, self.path)
@@ -74,7 +74,7 @@ class TrainingCheckpoint:
         """
         max_epochs, device = engine.state.max_epochs, engine.state.device
         checkpoint = load_file(self.path, map_location=device)
-        parts = {**self.parts, "grad_scaler": engine.grad_scaler}
+        parts = {**self.parts, "grad_scaler": engine.update.grad_scaler}
         missing = {*parts, "trainer"} - checkpoint.keys()
         if missing:
             raise BadInput(
@@ -87,7 +87,7 @@ class TrainingCheckpoint:
 
 
 class ResumeTraining:
-    """Load the checkpoint when training starts: the first of the handlers.
+    """Load the checkpoint when training starts, before other handlers look at what was done.
 
     A training that was stopped between its last checkpoint and its end has no epoch left: it only ends.
 
@@ -95,6 +95,8 @@ class ResumeTraining:
         checkpoint: what it goes on from.
         model_path: the weights that it ends with.
     """
+
+    order = -1  # see `CommitteeTrainer`
 
     def __init__(self, checkpoint: TrainingCheckpoint, *, model_path: str) -> None:
         self.checkpoint, self.model_path = checkpoint, Path(model_path)
@@ -123,8 +125,8 @@ def older(path: Path, than: Path) -> bool:
 class SaveTraining:
     """Save the checkpoint at every epoch's end, the best weights when validation finds them, the last ones at the end.
 
-    The last of the handlers, so that what the others did in an epoch is saved with it. Inference takes the last
-    weights, as the paper does.
+    After all other handlers, so that what they did in an epoch is saved with it. Inference takes the last weights, as
+    the paper does.
 
     Args:
         checkpoint: what a training goes on from.
@@ -133,6 +135,8 @@ class SaveTraining:
         best_model_path: the weights with the highest value of the validator's key metric.
         validator: the evaluator that ran in this epoch, or None.
     """
+
+    order = 1  # see `CommitteeTrainer`
 
     def __init__(
         self,

@@ -108,9 +108,7 @@ class SliceInferer(Inferer):
         """
         return self.run(inputs, network, self.to_probabilities, like=torch.eye(len(self.label_ids))[0])
 
-    def run(
-        self, inputs: Tensor, network: Any, read_out: ReadOut, *, like: Tensor, into: Tensor | None = None
-    ) -> Tensor:
+    def run(self, inputs: Tensor, network: Any, read_out: ReadOut, *, like: Tensor) -> Tensor:
         """Return what is read out of the network's probabilities, `(volumes, channels, x, y, z)`.
 
         Args:
@@ -118,24 +116,21 @@ class SliceInferer(Inferer):
             network: for slices.
             read_out: from a slice's `(classes, x, y)` and the image's size to `(channels, *size)`.
             like: the result's channels where there is no image, `(channels,)`, on the result's device.
-            into: the memory for the result, 0 where the images are 0; by default new one. It may lie in the images'
-                own: a slice is read before its result is written.
         """
         require_training(network)
         spacing_mm = in_plane_spacing_mm(inputs) or self.spacing_mm
         volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         boxes = [content_box(volume) for volume in volumes]  # beyond them nothing was seen in training: background
         shape = (len(volumes), len(like), *volumes.shape[2:])
-        if into is None:
-            into = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        result = torch.zeros(shape, dtype=like.dtype, device=like.device)
         for channel in like.nonzero().flatten().tolist():
-            into[:, channel] = like[channel]
-        for volume, out, box in zip(volumes, into, boxes, strict=True):
+            result[:, channel] = like[channel]
+        for volume, out, box in zip(volumes, result, boxes, strict=True):
             self.run_volume(volume[box], network, spacing_mm, read_out, name=name_of(inputs), out=out[box])
         if isinstance(inputs, MetaTensor):  # Invertd leaves a plain tensor as it is, in the wrong orientation
-            result: Tensor = MetaTensor(into).copy_meta_from(inputs)
-            return result
-        return into
+            with_meta: Tensor = MetaTensor(result).copy_meta_from(inputs)
+            return with_meta
+        return result
 
     def run_volume(
         self,
@@ -242,29 +237,6 @@ class SliceInferer(Inferer):
                 covered[start : start + len(tile)] += tile
             total /= covered[:, None] if axis == 2 else covered
         return total
-
-
-class InPlaceSliceInferer(SliceInferer):
-    """`SliceInferer`, but the label map takes the first byte of each voxel of the image, which is lost thereby.
-
-    So memory grows by no more than the image as it is stored. For images that nobody reads once they are labelled, and
-    no cache keeps; the label map keeps all of the image's memory. Probabilities have memory of their own.
-    """
-
-    @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Return label maps in the images' memory; see `SliceInferer`."""
-        like = torch.zeros(1, dtype=torch.uint8, device=inputs.device)
-        return self.run(inputs, network, self.to_labels, like=like, into=first_bytes(inputs)[:, :1])
-
-
-def first_bytes(images: Tensor) -> Tensor:
-    """Return the first byte of each number, uint8, where it lies in memory; those of zeros are 0."""
-    voxels = images.as_tensor() if isinstance(images, MetaTensor) else images
-    width = voxels.element_size()
-    strides = [width * stride for stride in voxels.stride()]
-    lowest_bytes = torch.empty(0, dtype=torch.uint8, device=voxels.device)
-    return lowest_bytes.set_(voxels.untyped_storage(), width * voxels.storage_offset(), voxels.shape, strides)
 
 
 def tile_starts(size: int, tile: int, overlap: float) -> list[int]:

@@ -111,7 +111,7 @@ class Predictor:
         Raises:
             BadInput: a file that can't be read, or an image that doesn't fit the configuration.
         """
-        return self.on_own_grid(image, self.label).clone()  # apart from an image in whose memory it may lie
+        return self.on_own_grid(image, self.label)
 
     @torch.no_grad()
     def predict_probabilities(self, image: Files | Tensor) -> Tensor:
@@ -146,9 +146,9 @@ class Predictor:
         """Return what is computed for an image whose slices lie along z, on the image's own grid; see `predict`."""
         with plain_errors():
             if isinstance(image, Tensor) and not isinstance(image, MetaTensor):
-                return compute(image.clone())  # the inferer may write over what it is given
+                return compute(image)
             if isinstance(image, MetaTensor):
-                copy = MetaTensor(image.as_tensor().clone(), meta=dict(image.meta))  # and it is turned in its memory
+                copy = MetaTensor(image.as_tensor().clone(), meta=dict(image.meta))  # it is turned in its memory
                 prepared = self.orienting({"image": copy})
             else:
                 prepared = self.preprocessing({"image": image if isinstance(image, Sequence) else str(image)})
@@ -170,10 +170,7 @@ class Predictor:
         return write_label_file(self.on_own_grid(image, self.label)[0].cpu().numpy(), source, path)
 
     def label(self, image: Tensor) -> Tensor:
-        """Return the label map `(1, x, y, z)` of an image `(channels, x, y, z)` that has its slices along z.
-
-        With `InPlaceSliceInferer` it lies in the image's memory.
-        """
+        """Return the label map `(1, x, y, z)` of an image `(channels, x, y, z)` that has its slices along z."""
         return self.inferer(image[None].to(self.device), self.network)[0]
 
     def probabilities(self, image: Tensor) -> Tensor:

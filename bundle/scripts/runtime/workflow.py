@@ -11,7 +11,7 @@ from monai.utils import set_determinism
 
 from .allocator import keep_freed_memory
 from .config_files import bundled_keys, require_known_keys
-from .errors import one_line_errors
+from .errors import BadInput, one_line_errors
 from .terminal import quiet
 
 
@@ -28,6 +28,18 @@ def begin(*, seed: int | None = None) -> None:
     if parser is not None:
         require_known_keys(parser.get(), known=bundled_keys())
     set_determinism(seed)
+
+
+def as_bool(**named: Any) -> bool:
+    """Return the truth of a key's value; from the command line it comes as a word.
+
+    Raises:
+        BadInput: it is neither true nor false.
+    """
+    [(key, value)] = named.items()
+    if str(value).lower() not in ("true", "false"):
+        raise BadInput(f"{key} must be true or false, got {value!r}.")
+    return str(value).lower() == "true"
 
 
 def merged_config() -> dict[str, Any]:

@@ -13,14 +13,14 @@ from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
-from ..autograd.forward import BackwardMode, Forward, SharedForward
-from ..autograd.traced import KeptSamples
+from ..autograd.forward import BackwardMode, SharedForward
 from ..networks.committee import Committee
 from ..networks.precision import autocast
 from ..runtime.errors import BadInput
 from .distributed import DistributedSelection, LocalSelection
 from .loss import cross_entropy_per_sample
 from .selection import Rule
+from .update import MemberUpdates
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class CommitteeTrainer(Trainer):
         gradient_clip: the largest norm of one member's gradients.
         precision: "auto", "float32", "bfloat16" or "float16"; see `precision.autocast`.
         inferer: calls a member on a batch.
-        device, max_epochs, train_data_loader, epoch_length, train_handlers: as in MONAI's `SupervisedTrainer`.
+        device, max_epochs, train_data_loader, epoch_length: as in MONAI's `SupervisedTrainer`.
+        train_handlers: as there; those with an `order` below 0 go before the others, and those above 0 after them.
 
     Raises:
         BadInput: too few members for the rule; a loss that isn't finite, naming the member and the case.
@@ -82,7 +83,7 @@ class CommitteeTrainer(Trainer):
             max_epochs=max_epochs,
             data_loader=train_data_loader,
             epoch_length=epoch_length,
-            handlers=train_handlers,
+            handlers=sorted(train_handlers or (), key=lambda handler: getattr(handler, "order", 0)),
         )
         if len(network.members) < select.min_members:
             raise BadInput(
@@ -90,17 +91,18 @@ class CommitteeTrainer(Trainer):
                 f"{select.min_members} or more: add members or choose another rule with select."
             )
         self.network = network
-        self.optimizer = optimizer
-        self.loss_function = loss_function
         self.select = select
-        self.backward_mode = backward_mode or SharedForward()
         self.distributed = distributed or LocalSelection()
-        self.gradient_clip = gradient_clip
+        self.backward_mode = backward_mode or SharedForward()
         self.inferer = inferer or SimpleInferer()
-        self.gradients: dict[nn.Parameter, Tensor] = {}  # the memory of each, for all iterations
         self.autocast = autocast(self.state.device, precision)
-        self.grad_scaler = torch.amp.GradScaler(
-            self.state.device.type, enabled=self.autocast.fast_dtype == torch.float16
+        self.update = MemberUpdates(
+            network,
+            optimizer,
+            loss_function,
+            gradient_clip=gradient_clip,
+            distributed=self.distributed,
+            scaled=self.autocast.fast_dtype == torch.float16,
         )
         sampler: Any = getattr(train_data_loader, "batch_sampler", None)
         self.add_event_handler(
@@ -114,19 +116,26 @@ class CommitteeTrainer(Trainer):
         samples = list(zip(batchdata["case"], (int(i) for i in batchdata["slice"]), strict=True))
         self.network.train()
 
-        if not self.gradients:  # before any result of the networks
-            self.gradients = {parameter: torch.empty_like(parameter) for parameter in self.network.parameters()}
-        forwards = self.forward(image)
+        # score: every member's cross entropy on every sample, before any update
+        self.update.reserve_memory()  # before any result of the networks
+        forwards = [
+            self.backward_mode(member, image, inferer=self.inferer, autocast=self.autocast)
+            for member in self.network.members
+        ]
         losses, probability = score([forward.logits for forward in forwards], label)
         engine.state.output = {"image": image, "label": label, "pred": probability}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+
+        # select: the samples that each member learns from, by its peers' losses
         rule = self.select.at_epoch(engine.state.epoch - 1)
         scores, kept = self.distributed.choose(rule, losses)  # (members, samples), on the CPU
         losses = losses.cpu()
         require_finite(losses, samples)
 
-        training_losses = self.learn(forwards, label, kept)
-        self.network.iterations_trained += 1  # type: ignore[operator, assignment]  # a buffer
+        # update: one optimiser step of each member, on its own samples
+        training_losses = self.update.backward(forwards, label, kept)
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self.update.step()
         require_finite(training_losses[:, None], samples)
 
         engine.state.selection = Selection(losses, scores, kept, training_losses.cpu(), samples)
@@ -134,60 +143,6 @@ class CommitteeTrainer(Trainer):
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         output: dict[str, Tensor] = engine.state.output
         return output
-
-    def forward(self, image: Tensor) -> list[Forward]:
-        """Run every member on all samples."""
-        forwards = []
-        with self.backward_mode.stream_contexts(len(self.network.members), image.device) as streams:
-            for member, stream in zip(self.network.members, streams, strict=True):
-                with stream:
-                    forwards.append(self.backward_mode(member, image, inferer=self.inferer, autocast=self.autocast))
-        return forwards
-
-    def learn(self, forwards: Sequence[Forward], label: Tensor, kept: Tensor) -> Tensor:
-        """Take one optimiser step of every member on its chosen samples; return the losses, `(members,)`."""
-        self.optimizer.zero_grad(set_to_none=True)  # None, not 0: momentum must not move a member without gradients
-        training_losses: list[Tensor] = []
-        averages = []
-        with self.backward_mode.stream_contexts(len(forwards), label.device) as streams:
-            for member, forward, chosen, stream in zip(self.network.members, forwards, kept, streams, strict=True):
-                samples = chosen.nonzero()[:, 0].tolist()
-                count = len(samples)
-                # of several processes, one may have no sample: gradients of 0 then
-                kept_samples = KeptSamples.of(samples or [0])
-                label_kept = label[kept_samples.order]
-
-                def scaled_loss(output: Any, chosen_label: Tensor = label_kept, n: int = count) -> Tensor:
-                    heads = [head[:n] for head in ([output] if isinstance(output, Tensor) else output)]
-                    loss = self.loss_function(heads if len(heads) > 1 else heads[0], chosen_label[:n])
-                    training_losses.append(loss.detach())
-                    scaled: Tensor = self.grad_scaler.scale(loss)
-                    return scaled
-
-                with stream:
-                    forward.backward(kept_samples, scaled_loss)
-                    self.keep_gradients(member)
-                    averages.append(self.distributed.average(member, count))
-            for finish in averages:
-                finish()
-        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        self.grad_scaler.unscale_(self.optimizer)
-        for member in self.network.members:
-            nn.utils.clip_grad_norm_(member.parameters(), self.gradient_clip)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-        return torch.stack(training_losses)
-
-    @torch.no_grad()
-    def keep_gradients(self, member: nn.Module) -> None:
-        """Move a member's gradients to where they were in the last iteration.
-
-        Wherever there was room for them, they would stay until the next iteration amid memory that is freed meanwhile.
-        What is left between them is too small for the networks' results, and a CPU's memory grew by a tenth to a half.
-        """
-        for parameter in member.parameters():
-            if parameter.grad is not None:
-                parameter.grad = self.gradients[parameter].copy_(parameter.grad)
 
 
 @torch.no_grad()
