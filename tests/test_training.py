@@ -126,6 +126,31 @@ def test_a_finished_training_says_so_when_it_is_resumed(train: Train, tmp_path: 
     assert "epoch 2 is done already. Raise max_epochs" in str(find_bad_input(caught.value))
 
 
+def test_a_training_that_goes_on_longer_follows_the_new_schedule(train: Train, tmp_path: Path) -> None:
+    """As our own message says that it can: with the old schedule the learning rate was 0, and nothing was learned."""
+    train(tmp_path, max_epochs=2, learning_rate=0.01)
+    before = weights(tmp_path / "model.pt")
+    train(tmp_path, max_epochs=3, learning_rate=0.01, resume=True)
+    after = weights(tmp_path / "model.pt")
+    assert any(not torch.equal(before[key], after[key]) for key in before if key.endswith("weight"))
+    longer = weights(tmp_path / "checkpoint.pt")
+    assert longer["lr_scheduler"]["total_iters"] == 3
+    assert longer["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.0, abs=1e-9)
+    train(tmp_path, max_epochs=6, learning_rate=0.02, resume=True)
+    group = weights(tmp_path / "checkpoint.pt")["optimizer"]["param_groups"][0]
+    assert group["initial_lr"] == 0.02
+
+
+@pytest.mark.parametrize(("changed", "key"), [({"seed": 7}, "seed"), ({"iterations_per_epoch": 5}, "iterations_per_")])
+def test_what_a_training_cannot_go_on_with_is_named(
+    train: Train, tmp_path: Path, changed: dict[str, Any], key: str
+) -> None:
+    train(tmp_path)
+    with pytest.raises(RuntimeError) as caught:
+        train(tmp_path, resume=True, **{"max_epochs": 4, **changed})
+    assert str(find_bad_input(caught.value)).startswith(f"{key}")
+
+
 def test_resuming_without_a_checkpoint_is_refused(train: Train, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as caught:
         train(tmp_path, resume=True)

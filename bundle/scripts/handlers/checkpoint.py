@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import pickle
 import random
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,8 @@ from torch import nn
 
 from ..runtime.atomic_files import remove_unfinished, unfinished_path
 from ..runtime.errors import BadInput, find_bad_input
+
+log = logging.getLogger(__name__)
 
 
 class RandomStates:
@@ -42,48 +49,106 @@ class RandomStates:
             torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
 
 
+# keys that a training may go on with others of: they have no part in what it learns, or are followed from then on
+CHANGEABLE = {
+    *("dataset_dir", "data_root", "layout", "output_dir", "cache_dir", "model_path", "bundle_root"),
+    *("device", "precision", "num_workers", "backward_mode", "resume", "is_resumed", "is_not_rank_zero", "checkpoint"),
+    *("track", "is_tracked", "tracking_uri", "experiment_name", "run_name", "parent_run_id"),
+    *("max_epochs", "val_interval", "learning_rate", "lr_scheduler", "momentum", "weight_decay", "gradient_clip"),
+    *("train", "validate", "training", "run"),  # wiring: what may be given stands in keys of its own
+}
+SCHEDULE = ("learning_rate", "lr_scheduler")
+
+
 class TrainingCheckpoint:
     """The one file that a training goes on from: members, optimiser, scheduler, epoch, random states.
+
+    A training may go on with other `max_epochs`, or another learning rate: the schedule is then the new one, at the
+    epoch where the training is. Other keys are followed or refused, see `CHANGEABLE`.
 
     Args:
         path: of the file; written at every epoch's end under another name, then renamed.
         network, optimizer, lr_scheduler: what is trained, saved under these names.
+        config: the merged configuration.
     """
 
-    def __init__(self, path: str, *, network: nn.Module, optimizer: Any, lr_scheduler: Any) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        network: nn.Module,
+        optimizer: Any,
+        lr_scheduler: Any,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(path)
+        self.config: dict[str, Any] = json.loads(json.dumps(dict(config or {}), default=str))
         self.parts = {
             "network": network,
             "optimizer": optimizer,
             "lr_scheduler": lr_scheduler,
             "random_states": RandomStates(),
         }
+        self.groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
     def save(self, engine: Any) -> None:
         """Save all parts and the engine's place."""
         parts = {**self.parts, "grad_scaler": engine.update.grad_scaler}
         checkpoint = {name: part.state_dict() for name, part in parts.items()}
         remove_unfinished(self.path.parent)
-        save_whole({**checkpoint, "trainer": engine.state_dict()}, self.path)
+        save_whole({**checkpoint, "trainer": engine.state_dict(), "config": json.dumps(self.config)}, self.path)
 
     def load(self, engine: Any) -> None:
         """Set all parts and the engine as they were.
 
         Raises:
-            BadInput: no checkpoint, an unreadable one, or one of another network.
+            BadInput: no checkpoint, an unreadable one, or one of another network; a key that was changed since.
         """
-        max_epochs, device = engine.state.max_epochs, engine.state.device
-        checkpoint = load_file(self.path, map_location=device)
+        max_epochs = engine.state.max_epochs
+        checkpoint = load_file(
+            self.path, map_location="cpu"
+        )  # random states stay there; the parts copy to their device
         parts = {**self.parts, "grad_scaler": engine.update.grad_scaler}
         missing = {*parts, "trainer"} - checkpoint.keys()
         if missing:
             raise BadInput(
                 f"{self.path}: is no training's checkpoint (it lacks {min(missing)}). Start without --resume."
             )
-        load_parts({name: part for name, part in parts.items() if name != "random_states"}, checkpoint, self.path)
+        config = json.loads(checkpoint.get("config", "{}"))  # version 0.1 kept none
+        self.require_same_config(config)
+        apart = {"random_states"} | (
+            {"grad_scaler"} if not checkpoint["grad_scaler"] else set()
+        )  # of another precision
+        was = checkpoint["trainer"]["max_epochs"]
+        follows = was != max_epochs or (config and any(config.get(key) != self.config.get(key) for key in SCHEDULE))
+        apart |= {"lr_scheduler"} if follows else set()
+        load_parts({name: part for name, part in parts.items() if name not in apart}, checkpoint, self.path)
         engine.load_state_dict(checkpoint["trainer"])
+        for group, given in zip(self.parts["optimizer"].param_groups, self.groups, strict=True):
+            group |= {key: value for key, value in given.items() if follows or key not in ("lr", "initial_lr")}
+        if follows:
+            self.replay_schedule(engine.state.epoch)
+            rate = self.parts["optimizer"].param_groups[0]["lr"]
+            log.warning(f"The schedule is that of {max_epochs} epochs, was {was}: the learning rate is {rate:.4g} now.")
         engine.state.max_epochs = max_epochs
         self.parts["random_states"].load_state_dict(checkpoint["random_states"])
+
+    def require_same_config(self, config: Mapping[str, Any]) -> None:
+        """Raise `BadInput` for the first key that has another value than in a checkpoint; it may hold none."""
+        for key in sorted((config.keys() | self.config.keys()) - CHANGEABLE if config and self.config else ()):
+            if config.get(key) != self.config.get(key):
+                was = json.dumps(config.get(key))[:100]
+                raise BadInput(
+                    f"{key}: was {was} when {self.path} was begun, and the training can't go on with another. "
+                    "Give that one, or start anew without --resume in another output_dir."
+                )
+
+    def replay_schedule(self, epochs: int) -> None:
+        """Bring the new scheduler, and with it the learning rates, to where they are after some epochs."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's, that the optimiser has taken no step before
+            for _ in range(epochs):
+                self.parts["lr_scheduler"].step()
 
 
 class ResumeTraining:
@@ -225,13 +290,30 @@ def load_file(path: Path, *, map_location: Any) -> dict[str, Any]:
     if not path.is_file():
         raise BadInput(f"{path}: no such checkpoint. Train first, or give another file.")
     try:
+        if zipfile.is_zipfile(path):  # as torch.save writes; torch.load doesn't look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise BadInput(f"{path}: is damaged (the checksum of {damaged} is wrong). Give another file.")
         loaded = torch.load(path, map_location=map_location, weights_only=True)
+    except BadInput:
+        raise
+    except pickle.UnpicklingError as error:  # whose advice is to load what may run code
+        raise BadInput(f"{path}: is damaged, or holds other things than weights. Give another file.") from error
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise BadInput(f"{path}: not a readable checkpoint ({reason}). Give another file.") from error
     if not isinstance(loaded, dict):
         raise BadInput(f"{path}: holds no state dict. Give another file.")
+    require_finite_weights(loaded.get("network", loaded), path)
     return loaded
+
+
+def require_finite_weights(weights: Mapping[str, Any], path: Path) -> None:
+    """Raise `BadInput` if a weight is NaN or infinite."""
+    for name, value in weights.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise BadInput(f"{path}: {name} holds NaN or infinite numbers. Give another file.")
 
 
 def save_whole(content: Mapping[str, Any], path: Path) -> None:
