@@ -19,7 +19,8 @@ from cyclic_committee.scripts.networks.committee import Committee
 from cyclic_committee.scripts.training import selection
 
 PAGE = ROOT / "CONTRIBUTING.md"
-RUN_ELSEWHERE = {*README, "python -m build --wheel"}  # the last, to make the wheel of test_package.py
+SLOW = "python -m pytest -m slow"
+RUN_ELSEWHERE = {*README, "python -m build --wheel", SLOW}  # to make the wheel of test_package.py; by .ci/run
 
 
 def block(language: str, *, section: str) -> str:
@@ -31,11 +32,15 @@ def block(language: str, *, section: str) -> str:
 @pytest.mark.parametrize("command", commands_of(PAGE))
 def test_a_command_is_one_that_tests_run_or_runs_tests_that_exist(command: str) -> None:
     program, *words = command.split()
-    if words[:2] == ["-m", "pytest"]:
+    if words[:2] == ["-m", "pytest"] and command != SLOW:
         assert program == "python"
         assert [path for path in words[2:] if not list((ROOT / path).glob("test_*.py"))] == []
     else:
         assert command in RUN_ELSEWHERE | GATES.keys()
+
+
+def test_continuous_integration_runs_the_slow_tests_too() -> None:
+    assert f".venv/bin/{SLOW}" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 def test_each_file_and_program_that_is_named_exists() -> None:

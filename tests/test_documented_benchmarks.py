@@ -8,6 +8,7 @@ import pytest
 from test_docs import BENCHMARKS, adapted, clone, require_success
 
 __all__ = ["clone"]  # a fixture
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("command", [command for _, command in BENCHMARKS])

@@ -31,7 +31,10 @@ def test_training_leaves_weights_a_checkpoint_pictures_and_counts(train: Train, 
     assert int(model["iterations_trained"]) == 6
     assert {key.split(".")[1] for key in model if key.startswith("members")} == {"0", "1", "2"}
     checkpoint = weights(output / "checkpoint.pt")
-    assert set(checkpoint) == {"network", "optimizer", "lr_scheduler", "random_states", "grad_scaler", "trainer"}
+    assert set(checkpoint) == {
+        *("network", "optimizer", "lr_scheduler", "random_states", "grad_scaler", "trainer"),
+        "config",
+    }
     assert (output / "model_best.pt").is_file()
     assert (output / "pictures" / "curves.png").is_file()
     history = json.loads((output / "history.json").read_text())

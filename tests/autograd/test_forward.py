@@ -287,6 +287,7 @@ def test_chosen_samples_move_to_the_front_by_few_copies(
         assert torch.equal(samples.of_tensor(side_by_side.clone(), shape, in_place=in_place), expected)
 
 
+@pytest.mark.slow
 def test_compiled_passes_give_the_same_gradients() -> None:
     torch.manual_seed(0)
     network = UNet2d(in_channels=1, out_channels=3, features=[4, 8])

@@ -54,6 +54,7 @@ def write_cases(folder: Path, cases: int) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="private memory is read from /proc")
 def test_private_memory_is_the_same_for_ten_and_for_three_hundred_cases(tmp_path: Path) -> None:
     few, many = write_cases(tmp_path / "few", 10), write_cases(tmp_path / "many", 300)

@@ -74,6 +74,7 @@ def test_each_case_is_scored_once_and_stands_under_one_parent(
     )
 
 
+@pytest.mark.slow
 def test_a_killed_one_goes_on_to_the_same_table(data_list: Path, phantoms: Path, tiny: Path, tmp_path: Path) -> None:
     tables = []
     landmarks = ["mlflow/mlruns/**/environment.txt", "fold_0/checkpoint.pt", "fold_0/model.pt"]

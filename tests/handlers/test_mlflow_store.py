@@ -18,7 +18,7 @@ from cyclic_committee.scripts.runtime.atomic_files import UNFINISHED
 REACH = "import sys; from cyclic_committee.scripts.handlers.mlflow_store import reach; reach(sys.argv[1])"
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.5])
+@pytest.mark.parametrize("after_s", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_a_database_whose_making_was_killed_is_made_by_the_next_training(tmp_path: Path, after_s: float) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     making = subprocess.Popen([sys.executable, "-c", REACH, uri], stderr=subprocess.DEVNULL)

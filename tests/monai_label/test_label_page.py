@@ -56,6 +56,7 @@ def test_every_command_is_run_by_a_test() -> None:
     assert len(commands_of(PAGE)) == len([documented(one) for one in (LABEL_SERVER, SCORING, PREDICT)])
 
 
+@pytest.mark.slow
 def test_the_documented_scoring_benchmark_works(folder: Path) -> None:
     assert "of the time of labelling" in run(f"{documented(SCORING)} --cases 3", folder)
 

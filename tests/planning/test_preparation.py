@@ -183,6 +183,7 @@ def test_labels_and_channels_can_be_given(tmp_path: Path) -> None:
     assert "StandardiseImage" in plan.read_text()
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_on_the_command_line_it_ends_the_same_byte_for_byte(tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_phantoms(data, cases=12)

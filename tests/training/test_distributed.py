@@ -139,6 +139,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
     raise TimeoutError
 
 
+@pytest.mark.slow
 def test_a_training_that_lost_a_process_goes_on_to_the_same_weights(phantoms: Path, tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     finished(torchrun(*training(undisturbed, phantoms), cwd=tmp_path))
@@ -151,6 +152,7 @@ def test_a_training_that_lost_a_process_goes_on_to_the_same_weights(phantoms: Pa
     assert (killed / "selection.csv").read_text() == (undisturbed / "selection.csv").read_text()
 
 
+@pytest.mark.slow
 def test_on_two_nodes_all_go_on_when_one_has_lost_its_process(phantoms: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = training(folder, phantoms)
