@@ -358,3 +358,28 @@ def test_all_headers_are_checked_before_anything_is_scored(
 def test_wrong_settings_are_refused_first(settings: dict[str, Any], name: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=f"^{name} must"):
         evaluate((tmp_path / "missing", tmp_path / "missing"), **settings)
+
+
+def test_a_case_that_is_empty_in_both_maps_counts_as_right(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        write(folder / "train_001.nii.gz", np.zeros((8, 7, 6), np.uint8))
+    empty = [row for row in evaluate(folders) if row["case"] == "train_001"]
+    assert [(row["dsc"], row["nsd"]) for row in empty] == [(1, 1), (1, 1)]
+
+
+def test_the_spacing_is_the_affines_where_the_header_says_another(folders: tuple[Path, Path]) -> None:
+    shifted = np.roll(label_map(), 3, axis=0)
+    write(folders[0] / "train_000.nii.gz", shifted)
+    right = evaluate(folders)
+    for file in (folder / f"train_00{number}.nii.gz" for folder in folders for number in (0, 1)):
+        volume = nib.load(file)
+        volume.header["pixdim"][1:4] = 0.01
+        volume.header.structarr["sform_code"], volume.header.structarr["qform_code"] = 2, 0
+        with file.with_suffix("").open("wb") as plain:  # nibabel's own writing would make them agree
+            volume.header.write_to(plain)
+            plain.write(bytes(int(volume.header["vox_offset"] or 352) - plain.tell()))
+            plain.write(np.asarray(volume.dataobj).astype(np.uint8).tobytes("F"))
+        file.unlink()
+    assert nib.load(file.with_suffix("")).header.get_zooms() == pytest.approx([0.01] * 3)
+    assert evaluate(folders) == right
+    assert right[0]["nsd"] < 1

@@ -225,6 +225,8 @@ def as_label_ids(voxels: np.ndarray, labels: Mapping[Any, str], path: str | Path
         BadInput: an id that is neither 0 nor in `labels`, a number that isn't whole.
     """
     known = {0, *label_ids(labels)}
+    if voxels.size == 0:  # cut to what is labelled, and nothing is
+        return voxels.astype(np.uint8)
     unknown = []
     all_ids_up_to_last = max(known) < len(known)
     if not (voxels.dtype.kind in "iu" and all_ids_up_to_last and 0 <= voxels.min() <= voxels.max() < len(known)):

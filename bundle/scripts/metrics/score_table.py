@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
+from nibabel.affines import voxel_sizes
 from nibabel.spatialimages import SpatialImage
 
 from ..data.case_files import CHANNEL_SUFFIX, list_volumes
@@ -133,7 +134,7 @@ def evaluate_folders(
     """Score a folder of NIfTI label maps against the references of the same names.
 
     The reference `train_000.nii.gz` belongs to the prediction `train_000.nii.gz` or `train_000_0000.nii.gz`, the
-    image's name. The spacing is that of the reference's header.
+    image's name. The spacing is that of the reference's affine.
 
     Args:
         predictions: folder of label maps.
@@ -164,7 +165,7 @@ def _score_case(files: tuple[Path, Path], *, labels: Mapping[int, str], toleranc
     maps = crop_to_foreground(*(read_voxels(volume) for volume in volumes))  # (x, y, z) each
     # turned: voxels come in Fortran's order, in which they would be sorted across the memory, ten times as slow
     prediction, reference = (as_label_ids(ids, labels, file) for ids, file in zip(maps, files, strict=True))
-    x, y, z = (float(size) for size in volumes[1].header.get_zooms())
+    x, y, z = (float(size) for size in voxel_sizes(volumes[1].affine))  # as all else: pixdim may say otherwise
     return organ_scores(prediction, reference, labels=labels, spacing_mm=(x, y, z), tolerance_mm=tolerance_mm)
 
 
@@ -214,6 +215,3 @@ def _require_same_grid(prediction: SpatialImage, reference: SpatialImage) -> Non
         raise BadInput(f"{files} shape, {prediction.shape} instead of {reference.shape}. {remedy}")
     if grid_shift_mm(prediction, reference) > tolerable_shift_mm(reference):
         raise BadInput(f"{files} affine. {remedy}")
-    sizes = reference.header.get_zooms()
-    if not min(sizes) > 0:
-        raise BadInput(f"{reference.get_filename()}: has voxels of {sizes} mm. Correct its header.")
