@@ -251,7 +251,7 @@ def test_a_network_that_can_not_be_written_is_told(
         ({"format": "tensorflow"}, "format: tensorflow is none of torchscript, pt2, onnx"),
         ({"member": 3}, "member: 3 is none of the 3 members. Give one from 0 to 2"),
         ({"member": -1}, "member: -1 is none of"),
-        ({"bundle": "nowhere"}, r"nowhere/configs/inference\.yaml: no such configuration file"),
+        ({"bundle": "nowhere"}, r"nowhere: holds no configs/inference\.yaml"),
         ({"overlays": ["gone.yaml"]}, r"gone\.yaml: no such configuration file"),
         ({"ckpt_path": "gone.pt"}, r"gone\.pt: no such checkpoint"),
         ({"image": "gone.nii.gz"}, r"gone\.nii\.gz: no such file"),
