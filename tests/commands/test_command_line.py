@@ -57,7 +57,7 @@ def test_the_size_of_a_committee_is_that_of_its_members(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["parameters", "gone.yaml"], "error: gone.yaml: no such file."),
+        (["parameters", "gone.yaml"], "error: gone.yaml: no such configuration file, neither here nor in "),
         (["evaluate", "gone", "also_gone", "--out", "scores.csv"], "gone: no such"),
         (["evaluate", "a", "b", "--out", "scores.csv", "--labels", "liver"], "labels must be ids with names"),
         (["bundle", "."], "exists already"),

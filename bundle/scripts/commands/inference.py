@@ -67,6 +67,7 @@ def evaluate(
         tolerance_mm: of the NSD, 1 in FLARE21.
         processes: how many; by default one a core, 8 at most.
     """
+    names = label_names(labels)
     require_there(predictions, references)
     from ..data.layouts import FLARE21_LABELS
     from ..metrics.score_table import evaluate_folders, format_table, summarise, write_csv, write_json
@@ -74,7 +75,7 @@ def evaluate(
     rows = evaluate_folders(
         str(predictions),
         str(references),
-        labels=label_names(labels) or FLARE21_LABELS,
+        labels=names or FLARE21_LABELS,
         tolerance_mm=tolerance_mm,
         processes=processes,
     )
