@@ -23,13 +23,13 @@ async def answer(request: Any) -> Response:
 
 
 async def telling(request: Any) -> Response:
-    return JSONResponse({"file": '/srv/a "b"/work/x', "other": "/srv/x/y", "log": "/srv/studies/one.nii.gz"})
+    return JSONResponse({"file": '/srv/a "b"/kept/x', "other": "/srv/x/y", "log": "/srv/studies/one.nii.gz"})
 
 
 def client(token: str | None = None) -> TestClient:
     every = ["GET", "POST", "OPTIONS"]
     app = Starlette(routes=[Route("/tell", telling), Route("/{rest:path}", answer, methods=every)])
-    folders = {'/srv/a "b"/work': "WORK", "/srv/studies": "STUDIES", "/srv": "SERVER"}
+    folders = {'/srv/a "b"/kept': "WORK", "/srv/studies": "STUDIES", "/srv": "SERVER"}
     wall = Access(app, hosts=["labels.example.org"], token=token, folders=folders)
     return TestClient(wall, base_url="http://127.0.0.1:8000", follow_redirects=False)
 
