@@ -172,7 +172,7 @@ def other_weights(model: Path, path: Path, damage: str) -> Path:
     ("damage", "message"),
     [
         ("missing", "other.pt: no such checkpoint"),
-        ("unreadable", "other.pt: not a readable checkpoint"),
+        ("unreadable", "other.pt: is damaged, or holds other things than weights"),
         ("another network", "other.pt: The checkpoint doesn't fit the network: it lacks"),
         ("one member less", "other.pt: The checkpoint doesn't fit the network: it lacks members.2"),
         ("untrained", "never loaded or trained"),

@@ -49,13 +49,18 @@ class RandomStates:
             torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
 
 
-# keys that a training may go on with others of: they have no part in what it learns, or are followed from then on
+# keys that a training may go on with others of: followed from then on, and said in the log
+FOLLOWED = {
+    *("max_epochs", "learning_rate", "lr_scheduler", "momentum", "weight_decay", "gradient_clip"),
+    *("precision", "batch_size", "loss", "distributed"),
+}
+# those that have no part in what it learns
 CHANGEABLE = {
+    *FOLLOWED,
     *("dataset_dir", "data_root", "layout", "output_dir", "cache_dir", "model_path", "bundle_root"),
-    *("device", "precision", "num_workers", "backward_mode", "resume", "is_resumed", "is_not_rank_zero", "checkpoint"),
+    *("device", "num_workers", "backward_mode", "resume", "is_resumed", "is_not_rank_zero", "checkpoint"),
     *("track", "is_tracked", "tracking_uri", "experiment_name", "run_name", "parent_run_id"),
-    *("max_epochs", "val_interval", "learning_rate", "lr_scheduler", "momentum", "weight_decay", "gradient_clip"),
-    *("train", "validate", "training", "run"),  # wiring: what may be given stands in keys of its own
+    *("val_interval", "train", "validate", "training", "run"),  # wiring: what may be given stands in keys of its own
 }
 SCHEDULE = ("learning_rate", "lr_scheduler")
 
@@ -142,6 +147,9 @@ class TrainingCheckpoint:
                     f"{key}: was {was} when {self.path} was begun, and the training can't go on with another. "
                     "Give that one, or start anew without --resume in another output_dir."
                 )
+        for key in sorted(FOLLOWED if config and self.config else ()):
+            if config.get(key) != self.config.get(key):
+                log.warning(f"{key}: is another than the training was begun with, and is followed from now on.")
 
     def replay_schedule(self, epochs: int) -> None:
         """Bring the new scheduler, and with it the learning rates, to where they are after some epochs."""
