@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from monai.transforms import Compose, EnsureChannelFirstd
 
+from cyclic_committee.scripts.data.headers import grid_shift_mm
 from cyclic_committee.scripts.data.volumes import (
     LabelIdsd,
     LoadVolumed,
     as_label_ids,
     case_name,
-    grid_shift_mm,
     label_ids,
     open_volume,
     read_image,
@@ -73,7 +73,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         LoadVolumed("image", image_only=True)({"image": str(path)})
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4, 2), (6, 5, 4, 1)])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4, 2), (6, 5, 4, 1, 2)])
 def test_only_three_dimensions_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = write(tmp_path / "v.nii.gz", np.zeros(shape, np.int16))
     with pytest.raises(BadInput, match=r"v\.nii\.gz: has the shape .* expected three dimensions"):

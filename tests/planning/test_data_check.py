@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from conftest import CT_EXAMPLE, preparation
 
+from cyclic_committee.scripts.data.hounsfield import why_not_hu
 from cyclic_committee.scripts.data.layouts import read_data_set
 from cyclic_committee.scripts.data.slice_store import store_case
 from cyclic_committee.scripts.planning.case_check import as_problem
 from cyclic_committee.scripts.planning.check_report import format_report, report_as_json
 from cyclic_committee.scripts.planning.data_check import Report, check_data_set, nothing_to_check
-from cyclic_committee.scripts.planning.hounsfield import why_not_hu
 from cyclic_committee.scripts.runtime.errors import BadInput
 
 SIZE = (16, 16, 6)
@@ -199,14 +199,14 @@ DAMAGES = {
     "other shape": Damage(of_label(with_voxels(lambda v: v[:, :, :5])), "label", "has the shape (16, 16, 5), but"),
     "other affine": Damage(of_label(with_affine(shift(3))), "label", "its voxels lie up to 3 mm from those of"),
     "rounded affine": Damage(of_label(with_affine(shift(0.005))), "label", "its voxels lie 0.005 mm beside", True),
-    "4D label": Damage(of_label(with_voxels(stack(1))), "label", "expected three dimensions"),
+    "4D label": Damage(of_label(with_voxels(stack(2))), "label", "expected three dimensions"),
     "4D image": Damage(of_image(with_voxels(stack(3))), "image", "is 4D and has 3 channels where the data set has 1"),
     "5D image": Damage(of_image(with_voxels(lambda v: v[..., None, None].repeat(2, -1))), "image", "has the shape"),
     "half a label": Damage(of_label(with_value(0.5, np.float32)), "label", "aren't whole: 0.5 (1 voxel)"),
     "unknown label": Damage(of_label(with_value(7, np.uint8)), "label", "holds ids that no label has: 7 (1 voxel)"),
     "negative label": Damage(of_label(with_value(-1, np.int16)), "label", "holds ids that no label has: -1"),
     "image as label": Damage(
-        lambda image, label: write(label, anatomy(99)[0] * np.float32(1.001), nib.load(image).affine),
+        lambda image, label: write(label, anatomy(99)[0] * np.float32(1.00037), nib.load(image).affine),
         "label",
         "aren't whole",
     ),
@@ -218,9 +218,13 @@ DAMAGES = {
     "no spacing": Damage(of_image(with_header(without_spacing)), "image", "x 0 mm"),
     "flat": Damage(of_image(with_header(flat)), "image", "x 0 mm"),
     "thick": Damage(
-        of_both(with_affine(lambda a: a @ np.diag([1, 1, 30, 1]))), "image", "has unlikely voxels of", True
+        of_both(with_affine(lambda a: a @ np.diag([1, 1, 30 / np.linalg.norm(a[:3, 2]), 1]))),
+        "image",
+        "has unlikely voxels of",
+        True,
     ),
-    "tiny": Damage(of_both(with_affine(lambda a: a / 1000)), "image", "has unlikely voxels of 0.000", True),
+    "metres": Damage(of_image(with_affine(lambda a: a / 1000)), "image", "which can't be"),
+    "tiny": Damage(of_both(with_affine(lambda a: a / 100)), "image", "has unlikely voxels of 0.00", True),
     "centimetres": Damage(of_both(with_affine(lambda a: a / 10)), "image", "the median, sides sorted, is", True),
     "lost header": Damage(of_both(with_affine(lost_header)), "image", "as if its header was lost", True),
     "other pixdim": Damage(of_image(with_header(other_pixdim)), "image", "gives two voxel sizes", True),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
 import os
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -17,18 +15,18 @@ import numpy as np
 from isal import igzip
 from monai.data import NibabelReader
 from monai.transforms import LoadImaged, MapTransform
-from nibabel.affines import apply_affine, voxel_sizes
+from monai.utils import convert_to_dst_type
+from nibabel.affines import voxel_sizes
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.fileholders import FileHolder
-from nibabel.openers import Opener
 from nibabel.spatialimages import SpatialImage
 
 from ..runtime.errors import BadInput, find_bad_input
+from .headers import ROUNDING_MM, grid_shift_mm, require_all_voxels, require_voxel_sizes
 
 SUFFIXES = (".nii.gz", ".nii")
-ROUNDING_MM = 1e-3  # grids that are nearer to each other than this are the same
 TOLERABLE_SHIFT = 0.1  # of a voxel: label maps that lie that far off are taken to be on their image's grid
-DEFLATE = 1032  # as much smaller gzip's files may be than what is in them, and no more
+ROUNDING = 1e-4  # numbers in label maps that are nearer to a whole one are meant to be it: scale factors round
 READ_AT_ONCE = 2**24  # bytes
 Files = str | Path | Sequence[str | Path]
 
@@ -40,7 +38,7 @@ def case_name(path: str | os.PathLike[str]) -> str:
 
 
 def open_volume(path: str | Path, *, may_have_channels: bool = False) -> SpatialImage:
-    """Open a NIfTI file of three dimensions; its voxels stay on disk.
+    """Open a NIfTI file of three dimensions; its voxels stay on disk. A fourth of length 1 is taken off.
 
     Args:
         path: of the file.
@@ -56,6 +54,8 @@ def open_volume(path: str | Path, *, may_have_channels: bool = False) -> Spatial
         volume: SpatialImage = nib.load(path)  # type: ignore[assignment]
     except Exception as error:  # nibabel raises many kinds of errors on damaged files
         raise BadInput(f"{path}: not a readable NIfTI file ({error}). Replace it or take it out.") from error
+    if volume.shape[3:] == (1,) and not may_have_channels:
+        volume = _of_shape(volume, volume.shape[:3])
     dimensions = (3, 4) if may_have_channels else (3,)
     if len(volume.shape) not in dimensions or min(volume.shape) < 1:
         raise BadInput(f"{path}: has the shape {volume.shape}, expected three dimensions. Write one volume a file.")
@@ -64,29 +64,14 @@ def open_volume(path: str | Path, *, may_have_channels: bool = False) -> Spatial
     return volume
 
 
-def require_all_voxels(volume: SpatialImage, path: Path) -> None:
-    """Raise `BadInput` if a file is too small for what its header claims: memory is taken by the claim."""
-    number: Any = volume.get_data_dtype()
-    claimed, held = math.prod(volume.shape) * number.itemsize, path.stat().st_size
-    if claimed > held * (DEFLATE if path.name.endswith(".gz") else 1):
-        raise BadInput(
-            f"{path}: damaged or truncated (its header claims {claimed / 1e9:.3g} GB of voxels, and the file has "
-            f"{held / 1e9:.3g} GB). Replace it or take it out."
-        )
-
-
-def require_voxel_sizes(volume: SpatialImage) -> None:
-    """Raise `BadInput` unless the header says how large the voxels are, and axes that span space."""
-    header: Any = volume.header
-    path, affine = str(volume.get_filename()), np.asarray(volume.affine)
-    sizes = voxel_sizes(affine)
-    if header["sform_code"] == 0:  # the affine is made from pixdim; nibabel has put 1 mm for 0 mm there already
-        with Opener(path) as file:
-            sizes = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
-    if not (np.isfinite(affine).all() and np.isfinite(sizes).all() and min(sizes) > 0):
-        raise BadInput(f"{path}: has voxels of {' x '.join(f'{size:g}' for size in sizes)} mm. Correct its header.")
-    if abs(np.linalg.det(affine[:3, :3] / voxel_sizes(affine))) < 1e-3:
-        raise BadInput(f"{path}: has an affine whose axes don't span space. Correct its header.")
+def _of_shape(volume: SpatialImage, shape: tuple[int, ...]) -> SpatialImage:
+    """Return a file's volume with its voxels, still on disk, in another shape."""
+    header: Any = volume.header.copy()
+    header.set_data_shape(shape)
+    kind: Any = type(volume)
+    stored: Any = volume.dataobj
+    shaped: SpatialImage = kind(stored.reshape(shape), volume.affine, header, file_map=volume.file_map)
+    return shaped
 
 
 def open_image(files: Files) -> list[SpatialImage]:
@@ -158,7 +143,8 @@ def unpacked(volume: SpatialImage) -> Iterator[ArrayProxy]:
     try:
         if path.endswith(".gz"):
             with igzip.open(path) as file:  # takes half of the time that the standard library's does
-                yield kind.from_file_map({"image": FileHolder(fileobj=file)}).dataobj  # type: ignore[misc]
+                stored: Any = kind.from_file_map({"image": FileHolder(fileobj=file)}).dataobj  # type: ignore[misc]
+                yield stored.reshape(volume.shape)
                 while file.read(2**20):  # to the end, where the checksum is: half of all damage shows nowhere else
                     pass
         else:
@@ -199,13 +185,6 @@ def tolerable_shift_mm(image: SpatialImage) -> float:
     return max(ROUNDING_MM, TOLERABLE_SHIFT * float(voxel_sizes(image.affine).min()))
 
 
-def grid_shift_mm(image: SpatialImage, other: SpatialImage) -> float:
-    """Return how far apart the two grids are where they differ most, at a corner; both have the same shape."""
-    corners = np.array(list(itertools.product(*((0, n - 1) for n in image.shape[:3]))))
-    difference = apply_affine(image.affine, corners) - apply_affine(other.affine, corners)
-    return float(np.linalg.norm(difference, axis=1).max())
-
-
 def label_ids(labels: Mapping[Any, str]) -> list[int]:
     """Return the ids of `labels` in rising order: the network's classes 1, 2, 3 and so on.
 
@@ -227,6 +206,7 @@ def as_label_ids(voxels: np.ndarray, labels: Mapping[Any, str], path: str | Path
     known = {0, *label_ids(labels)}
     if voxels.size == 0:  # cut to what is labelled, and nothing is
         return voxels.astype(np.uint8)
+    voxels = whole_numbers(voxels)
     unknown = []
     all_ids_up_to_last = max(known) < len(known)
     if not (voxels.dtype.kind in "iu" and all_ids_up_to_last and 0 <= voxels.min() <= voxels.max() < len(known)):
@@ -240,8 +220,27 @@ def as_label_ids(voxels: np.ndarray, labels: Mapping[Any, str], path: str | Path
     return voxels.astype(np.uint8, copy=False)
 
 
+def whole_numbers(voxels: np.ndarray) -> np.ndarray:
+    """Return a label map's voxels with 1.00000001, as a scale factor makes of 1, rounded; what is far from it stays."""
+    if voxels.dtype.kind != "f":
+        return voxels
+    rounded = np.rint(voxels)
+    if np.array_equal(rounded, voxels):
+        return voxels
+    return np.where(np.abs(rounded - voxels) < ROUNDING, rounded, voxels)
+
+
 class CompactReader(NibabelReader):
-    """MONAI's reader, but whole numbers of one or two bytes stay so, as in most CTs; all else becomes float32."""
+    """MONAI's reader, but whole numbers of one or two bytes stay so, as in most CTs; all else becomes float32.
+
+    The affine is nibabel's, as everywhere here. MONAI's takes the qform where pixdim contradicts the sform.
+    """
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """Return the opened file, or a list of several."""
+        self.filenames = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+        opened = [nib.load(name, **{**self.kwargs, **kwargs}) for name in self.filenames]
+        return opened if len(opened) > 1 else opened[0]
 
     def _get_array_data(self, img: Any, filename: Any = None) -> np.ndarray:
         kept = img.get_data_dtype() in (np.uint8, np.int8, np.int16) and (img.dataobj.slope, img.dataobj.inter) == (
@@ -290,18 +289,21 @@ class LoadVolumed(LoadImaged):
 
 
 class LabelIdsd(MapTransform):
-    """Refuse label maps with ids that the configuration doesn't know."""
+    """Refuse label maps with ids that the configuration doesn't know; numbers as good as whole become whole."""
 
     def __init__(self, keys: Any, *, labels: Mapping[Any, str]) -> None:
         super().__init__(keys)
         self.labels = dict(labels)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the data as they are.
+        """Return the data with whole label ids.
 
         Raises:
             BadInput: see `as_label_ids`.
         """
+        checked = dict(data)
         for key in self.keys:
-            as_label_ids(np.asarray(data[key]), self.labels, data[key].meta["filename_or_obj"])
-        return dict(data)
+            ids = as_label_ids(np.asarray(data[key]), self.labels, data[key].meta["filename_or_obj"])
+            if data[key].is_floating_point():
+                checked[key] = convert_to_dst_type(ids, data[key])[0]
+        return checked

@@ -15,7 +15,8 @@ from monai.utils import optional_import
 from nibabel.orientations import io_orientation, ornt_transform
 from nibabel.spatialimages import SpatialImage
 
-from ..data.volumes import grid_shift_mm, tolerable_shift_mm
+from ..data.headers import grid_shift_mm
+from ..data.volumes import tolerable_shift_mm
 from ..runtime.atomic_files import unfinished_path
 from ..runtime.errors import BadInput
 from .codes import OrganCode, organ_code

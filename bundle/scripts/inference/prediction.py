@@ -24,7 +24,7 @@ from ..runtime.bundle_paths import bundle_root
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput, find_bad_input
 from .disagreement import FULL_SCALE, MemberProbabilities
-from .prediction_inputs import Volume, find_volumes, require_folder, require_source
+from .prediction_inputs import Volume, find_volumes, notes_on_image, require_folder, require_source
 from .predictor import Predictor
 
 
@@ -133,6 +133,9 @@ def label_volume(
         source = first_file(image)
         said = predictor.predict_members(image) if disagreement else predictor.on_own_grid(image, predictor.label)
         label_map = said[0].cpu().numpy()
+        name = source if series is None else str(series.folder)
+        for note in notes_on_image(image, predictor.inferer.normalise):
+            print(f"note: {note.replace(source, name)}", flush=True)
         written = [write_label_file(label_map, source, volume.ending(".nii.gz"))]
         if series is not None:
             about = {"algorithm": metadata["name"], "version": metadata["version"]}

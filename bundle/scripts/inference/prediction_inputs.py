@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.cases import find_images
+from ..data.headers import header_remarks
+from ..data.hounsfield import why_not_hu
 from ..data.layouts import FOLDERS
-from ..data.volumes import SUFFIXES, Files, case_name, first_file, open_image
+from ..data.volumes import SUFFIXES, Files, case_name, first_file, load_voxels, open_image
 from ..dicom.series import DicomSeries, FoundSeries, find_series, is_dicom
 from ..runtime.errors import BadInput
+from ..transforms.normalisation import ClipAndStandardise, Normalisation
 
 DICOM_PACKAGES = ("pydicom", "highdicom")
 
@@ -69,6 +72,25 @@ def find_volumes(source: Path, *, out: Path, channels: int) -> tuple[list[Volume
         raise BadInput(f"{source}: holds neither NIfTI files nor a CT or MR series. Check the path.")
     require_different_outputs(volumes)
     return volumes, faults
+
+
+def notes_on_image(files: Files, normalise: Sequence[Normalisation]) -> Iterator[str]:
+    """Yield what `check` would remark on in an image: a header that contradicts itself, a CT that isn't in HU.
+
+    Args:
+        files: of the image.
+        normalise: of each channel; one that clips is a CT's.
+    """
+    opened = open_image(files)
+    for volume in opened:
+        yield from (f"{volume.get_filename()}: {what}. {remedy}" for what, remedy in header_remarks(volume))
+    for channel, kind in enumerate(normalise):
+        if isinstance(kind, ClipAndStandardise):
+            volume = opened[channel if len(opened) > 1 else 0]
+            voxels = load_voxels(volume)
+            reason = why_not_hu(voxels[..., channel] if voxels.ndim == 4 else voxels)
+            if reason:
+                yield f"{volume.get_filename()}: can't be HU: {reason}. Undo the offset or scaling."
 
 
 def require_source(source: Path) -> None:

@@ -18,7 +18,8 @@ from nibabel.affines import voxel_sizes
 from nibabel.spatialimages import SpatialImage
 
 from ..data.case_files import CHANNEL_SUFFIX, list_volumes
-from ..data.volumes import as_label_ids, case_name, grid_shift_mm, open_volume, read_voxels, tolerable_shift_mm
+from ..data.headers import grid_shift_mm
+from ..data.volumes import as_label_ids, case_name, open_volume, read_voxels, tolerable_shift_mm
 from ..runtime.atomic_files import write_whole
 from ..runtime.errors import BadInput
 from ..runtime.parallel import for_each

@@ -14,18 +14,11 @@ from nibabel.imageglobals import logger
 from nibabel.spatialimages import SpatialImage
 
 from ..data.case_files import Case, Problem
-from ..data.volumes import (
-    ROUNDING_MM,
-    grid_shift_mm,
-    load_voxels,
-    open_volume,
-    require_finite_voxels,
-    require_same_grid,
-)
+from ..data.headers import ROUNDING_MM, grid_shift_mm, header_remarks
+from ..data.hounsfield import why_not_hu
+from ..data.volumes import load_voxels, open_volume, require_finite_voxels, require_same_grid, whole_numbers
 from ..runtime.errors import BadInput
-from .hounsfield import why_not_hu
 
-SIZES_AGREE = 0.01  # voxel sizes that differ by less of themselves are the same
 MOST_LABELS = 1000  # a file with more different numbers is an image
 MOST_PLANES = 32  # that tell one image from another
 MOST_NAMED = 5  # ids in a message
@@ -119,10 +112,7 @@ def _open(path: Path, problems: list[Problem], *, may_have_channels: bool = Fals
     except BadInput as error:
         problems.append(as_problem(error, path))
         return None
-    used, said = voxel_sizes(volume.affine), np.asarray(volume.header.get_zooms()[:3], float)
-    if not (np.abs(said - used) <= SIZES_AGREE * used).all():
-        what = f"gives two voxel sizes: {in_mm(used)} by its affine, {in_mm(said)} by its pixdim"
-        problems.append(Problem(str(path), what, "The affine counts; correct it if it is the wrong one.", usable=True))
+    problems += [Problem(str(path), what, remedy, usable=True) for what, remedy in header_remarks(volume)]
     return volume
 
 
@@ -151,7 +141,7 @@ def _read_label(
     for plane in np.moveaxis(voxels, -1, 0):
         shown = plane[plane != 0]
         voxels_of[0] = voxels_of.get(0, 0) + plane.size - shown.size
-        values, counts = np.unique(shown[np.isfinite(shown)], return_counts=True)
+        values, counts = np.unique(whole_numbers(shown[np.isfinite(shown)]), return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             voxels_of[value] = voxels_of.get(value, 0) + count
         if len(voxels_of) > MOST_LABELS:
@@ -222,8 +212,3 @@ def _load(volume: SpatialImage, problems: list[Problem]) -> np.ndarray | None:
     except BadInput as error:
         problems.append(as_problem(error, file))
     return voxels
-
-
-def in_mm(spacing_mm: tuple[float, ...] | np.ndarray) -> str:
-    """Return voxel sizes as a person writes them, such as `0.8 x 0.8 x 2.5 mm`."""
-    return f"{' x '.join(f'{size:.4g}' for size in spacing_mm)} mm"

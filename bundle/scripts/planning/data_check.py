@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from ..data.case_files import Case, Problem
+from ..data.headers import in_mm
 from ..data.layouts import FLARE21_LABELS, read_data_set
 from ..data.volumes import label_ids
 from ..runtime.errors import BadInput
 from ..runtime.parallel import for_each
-from .case_check import CaseFacts, as_problem, check_case, in_mm
+from .case_check import CaseFacts, as_problem, check_case
 
 SPACING_MM = (0.05, 20.0)  # of images of patients
 OFF_MEDIAN = (5.0, 5.0, 10.0)  # the voxel's sides from small to large: slices of 0.7 and of 5 mm do go together

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..data.volumes import first_file, open_volume, read_voxels
+from ..data.volumes import first_file, open_volume, read_voxels, whole_numbers
 from ..inference.disagreement import FULL_SCALE
 from ..inference.predictor import Predictor
 from ..metrics.dsc_nsd import ScoreRow
@@ -118,7 +118,8 @@ def draw_case(
     source = first_file(item["image"])
     image, affine = read_grey(source)
     place = run.folder / f"fold_{ones[0].fold}" / "labels" / Path(source).name
-    maps = {"reference": read_voxels(open_volume(item["label"])), "prediction": read_voxels(open_volume(place))}
+    files = {"reference": item["label"], "prediction": place}
+    maps = {name: whole_numbers(read_voxels(open_volume(file))) for name, file in files.items()}
     for name, voxels in maps.items():
         if voxels.shape != image.shape:
             raise BadInput(f"{source}: has the shape {image.shape}, its {name} {voxels.shape}. Was it replaced?")

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from tqdm import tqdm
 
-from ..data.volumes import first_file, label_ids, open_volume, read_voxels
+from ..data.volumes import first_file, label_ids, open_volume, read_voxels, whole_numbers
 from ..runtime.errors import BadInput
 from .slice_drawing import (
     DAYLIGHT,
@@ -71,7 +71,7 @@ def draw_suspect(
     at the borders show. A CT's grey values are those of soft tissue, 40 +- 200 HU.
     """
     image, affine = read_grey(first_file(files["image"]))
-    label = read_voxels(open_volume(files["label"]))
+    label = whole_numbers(read_voxels(open_volume(files["label"])))
     if image.shape != label.shape:
         raise BadInput(f"{files['label']}: has the shape {label.shape}, its image {image.shape}. Was it replaced?")
     turn = nib.orientations.ornt_transform(
