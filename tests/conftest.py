@@ -34,6 +34,7 @@ TINY = {
     "patch_size": [48, 48],
     "crop_size": [48, 48],
     "precision": "float32",
+    "backward_mode": {"_target_": "scripts.autograd.forward.PlainAutograd"},  # tracing is half of a tiny training
     "device": "$torch.device('cpu')",
 }
 

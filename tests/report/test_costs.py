@@ -34,12 +34,30 @@ def test_sizes_are_those_of_the_runs_own_configuration(run: Run) -> None:
 
 
 def test_a_configuration_that_makes_no_networks_is_named(run: Run) -> None:
-    (run.folder / "bundle" / "configs" / "overlay_0.yaml").write_text(
-        "member: {_target_: scripts.networks.unet.Nothing}\n"
-    )
+    (run.folder / "bundle" / "configs" / "overlay_0.yaml").write_text("patch_size: [48]\n")
     table, [problem] = size_table([run])
     assert table is None
     assert "no networks can be made of its train.yaml" in problem
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        "channels: $__import__('pathlib').Path('{place}').touch() or 1",
+        "member#in_channels: $open('{place}', 'w') and 1",
+        "member: {{_target_: pathlib.Path.touch, self: {place}}}",
+        "member: '%{place}::x'",
+        "patch_size: '@mine'\nmine: [48, \"$open('{place}', 'w') and 48\"]",
+    ],
+)
+def test_what_a_folder_of_somebody_else_says_is_not_run(run: Run, tmp_path: Path, overlay: str) -> None:
+    place = tmp_path / "run"
+    (run.folder / "bundle" / "configs" / "overlay_0.yaml").write_text(overlay.format(place=place) + "\n")
+    (run.folder / "bundle" / "scripts" / "__init__.py").write_text(f"open({str(place)!r}, 'w')")
+    table, [problem] = size_table([run])
+    assert table is None
+    assert "which none of the installed bundle's configurations does, and what others wrote isn't run here" in problem
+    assert not place.exists()
 
 
 def test_costs_are_what_was_measured(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,3 +143,25 @@ def test_the_data_set_is_read_once_for_both_parts(phantoms: Path, monkeypatch: p
     monkeypatch.setattr(scripts, "read_data_set", lambda *a, **k: reads.append(a) or layouts.read_data_set(*a, **k))
     training, validation = (config.get_parsed_content(f"{part}#dataset#data") for part in ("train", "validate"))
     assert (len(training), len(validation), len(reads)) == (4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "labels: {'1': $__import__('pathlib').Path('run').touch()}",
+        "cache_dir: '%plan.yaml::layout'",
+        'dataset_dir: \' $open("run", "w")\'',
+        "normalise: [{_target_: pathlib.Path.touch, self: run}]",
+        "imports: [\"$open('run', 'w')\"]",
+    ],
+)
+def test_a_plan_with_code_in_it_is_refused_before_anything_runs(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantoms: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plan.yaml").write_text(f"{line}\n")
+    with pytest.raises(BadInput, match=r"plan\.yaml: holds .* which is code, and no plan of `prepare` does"):
+        predict(str(phantoms), out="out", config="plan.yaml")
+    with pytest.raises(BadInput, match="which is code"):
+        parameters("plan.yaml")
+    assert not Path("run").exists()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..handlers.loss_record import FILE, read_losses
 from ..runtime.atomic_files import write_whole
+from ..runtime.csv_tables import csv_text
 from ..runtime.errors import BadInput
 from ..visualize.suspects import draw_suspects
 
@@ -191,12 +190,8 @@ def matrix(table: pa.Table, column: str) -> Numbers:
 
 def write_rows(rows: Sequence[Suspect], path: Path) -> None:
     """Write rows as CSV, whole or not at all; whole cases have no column "slice"."""
-    text = io.StringIO()
     columns = [name for name, value in asdict(rows[0]).items() if value is not None]
-    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    table.writerows({name: rounded(value) for name, value in asdict(row).items()} for row in rows)
-    write_whole(path, text.getvalue())
+    write_whole(path, csv_text(columns, [[rounded(getattr(row, name)) for name in columns] for row in rows]))
 
 
 def rounded(value: object) -> object:

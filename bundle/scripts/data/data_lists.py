@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..runtime.config_files import require_no_code
 from ..runtime.errors import BadInput
 from .case_files import CHANNEL_SUFFIX, Problem
 from .volumes import case_name
+
+LISTS = ("training", "validation")
+ENTRY_KEYS = ("image", "label", "fold")
+DESCRIPTION_KEYS = (*LISTS, "labels", "channel_names", "modality", "file_ending", "dataset")
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def label_names(described: Mapping[str, Any], path: Path) -> dict[int, str]:
     The first is that of the Medical Segmentation Decathlon and nnU-Net v1, the second that of nnU-Net v2.
 
     Raises:
-        BadInput: regions, an ignore label, or neither of both ways.
+        BadInput: regions, an ignore label, or neither of both ways; a name that a configuration would run.
     """
     labels = described.get("labels", {})
     if not isinstance(labels, dict):
@@ -71,10 +78,28 @@ def label_names(described: Mapping[str, Any], path: Path) -> dict[int, str]:
                 f"{path}: the label {json.dumps(key)}: {json.dumps(value)} is no number from 0 with a name of its own. "
                 'Write labels as {"1": "liver"} or {"liver": 1}.'
             )
+        require_no_code(name, f"{path}: labels")
         if name.lower() == "ignore":
             raise BadInput(f"{path}: the label ignore isn't supported. Take it out of the labels and the label maps.")
         names[number] = name
     return {number: names[number] for number in sorted(names) if number > 0}
+
+
+def mistyped_keys(described: Mapping[str, Any], path: Path) -> list[Problem]:
+    """Return a remark for each key of a data list that is nearly, but not, one that is read: such as `fold:`."""
+    lists = [value for value in map(described.get, LISTS) if isinstance(value, list)]
+    entries = [entry for entries in lists for entry in entries if isinstance(entry, dict)]
+    remarks = []
+    for objects, known in (([described], DESCRIPTION_KEYS), (entries, ENTRY_KEYS)):
+        for key in sorted({key for one in objects for key in one} - set(known)):
+            plain = re.sub(r"[^a-z]", "", key.casefold())
+            near = difflib.get_close_matches(plain, known, n=1, cutoff=0.75)
+            absent = near and sum(key in one and near[0] not in one for one in objects)
+            if absent:
+                where = f"in {absent} of {len(entries)} entries" if known is ENTRY_KEYS else "in it"
+                what = f'has the key {json.dumps(key)} {where}, which is not read, and no "{near[0]}" there'
+                remarks.append(Problem(str(path), what, f'Write "{near[0]}" if that is meant.', usable=True))
+    return remarks
 
 
 def channel_names(described: Mapping[str, Any], path: Path, *, files: int = 1) -> tuple[str, ...]:
@@ -86,17 +111,20 @@ def channel_names(described: Mapping[str, Any], path: Path, *, files: int = 1) -
         files: that an image has; a `modality` that is a mere name, such as "MRI", is that of each of them.
 
     Raises:
-        BadInput: not numbered from 0.
+        BadInput: not numbered from 0; a name that a configuration would run.
     """
     key = "channel_names" if "channel_names" in described else "modality"
     given = described.get(key, {})
     if isinstance(given, str):
+        require_no_code(given, f"{path}: {key}")
         return (given,) * files
     if isinstance(given, list):
         given = {str(number): name for number, name in enumerate(given)}
     numbers = [_whole_number(number) for number in given] if isinstance(given, dict) else [None]
     if set(numbers) != set(range(len(numbers))) or not all(isinstance(name, str) for name in given.values()):
         raise BadInput(f'{path}: {key} doesn\'t number the channels from 0. Write it as {{"0": "CT"}}.')
+    for name in given.values():
+        require_no_code(name, f"{path}: {key}")
     return tuple(name for _, name in sorted(zip(numbers, given.values(), strict=True)))
 
 
@@ -125,11 +153,19 @@ def named_entries(described: Mapping[str, Any], *, path: Path) -> dict[str, Entr
     """Return name -> entry of nnU-Net v2's `dataset`, `{name: {"images": [paths], "label": path}}`, if it is there.
 
     As in nnU-Net, paths may hold environment variables, and begin beside the JSON file.
+
+    Raises:
+        BadInput: a name that can't be a file's: a case's labels, pictures and prepared slices are named after it.
     """
     given = described.get("dataset") if "channel_names" in described else None
     entries = {}
     for name, value in (given if isinstance(given, dict) else {}).items():
         files = {"image": value.get("images"), "label": value.get("label")} if isinstance(value, dict) else None
+        if not is_file_name(name):
+            raise BadInput(
+                f"{path}: the case {json.dumps(name)[:80]} in dataset can't be a file's name. "
+                "Rename it: without / and \\, and not beginning with a dot."
+            )
         entries[name] = _entry(files, place=f"dataset[{name}]", root=path.parent, expand=True)
     return entries
 
@@ -196,6 +232,11 @@ def _entry(value: Any, *, place: str, root: Path, expand: bool = False) -> Entry
     files = [os.path.expandvars(file) if expand else file for file in (*image, label or "")]
     paths = [root / file for file in files]
     return Entry(place, tuple(paths[:-1]), paths[-1] if label else None, fold)
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a name from outside names a file in a folder, and leads nowhere else, on any system."""
+    return re.fullmatch(r"[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]{0,199}", name) is not None
 
 
 def _is_whole(value: Any) -> bool:

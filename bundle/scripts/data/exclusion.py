@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..runtime.csv_tables import plain_cell
 from ..runtime.errors import BadInput
 from .case_files import Case
 from .slice_store import case_names
@@ -27,7 +28,7 @@ def excluded_names(exclude: str | Sequence[Any] | None) -> list[str]:
     if isinstance(exclude, str):
         try:
             with Path(exclude).open(encoding="utf-8", newline="") as file:
-                names = [row[0].split("#")[0].strip() for row in csv.reader(file) if row]
+                names = [plain_cell(row[0].split("#")[0].strip()) for row in csv.reader(file) if row]
         except (OSError, ValueError, csv.Error) as error:
             raise BadInput(
                 f"exclude: {exclude} can't be read ({error}). Give a file with a case's name a line, or [name, name]."

@@ -16,6 +16,7 @@ from .data_lists import (
     entry_names,
     label_names,
     list_entries,
+    mistyped_keys,
     named_entries,
     read_description,
     read_json,
@@ -168,7 +169,7 @@ def _read_list(source: Path, *, root: Path) -> DataSet:
     entries = list_entries(described, "training", path=source, root=root)
     validation = list_entries(described, "validation", path=source, root=root)
     has_folds = any(entry.fold is not None for entry in entries)
-    notes = []
+    notes = mistyped_keys(described, source)
     if any(entry.label for entry in validation):
         if has_folds:
             remedy = "The folds count, its validation list is left out."
@@ -207,6 +208,7 @@ def _read_nnunet(path: Path) -> DataSet:
     named = named_entries(described, path=source)
     if named:
         cases, problems = _complete(named.values(), named, source=source, files=len(channels))
+        problems += mistyped_keys(described, source)
         return DataSet("", tuple(cases), tuple(problems), channels, labels)
     training = [] if "channel_names" in described else list_entries(described, "training", path=source, root=path)
     listed: dict[str, str] = {}
@@ -220,7 +222,8 @@ def _read_nnunet(path: Path) -> DataSet:
             faults.append(Problem(str(source), f"{entry.place} repeats {name}", "Take one of them out."))
     images, maps = (path / folder for folder in FOLDERS["nnunet"])
     cases, problems = pair_files(images, maps, channels=len(channels), numbered=True, listed=listed)
-    return DataSet("", tuple(cases), (*faults, *problems), channels, labels)
+    notes = mistyped_keys(described, source)
+    return DataSet("", tuple(cases), (*faults, *notes, *problems), channels, labels)
 
 
 def _read_folders(path: Path, layout: str) -> DataSet:
@@ -230,7 +233,8 @@ def _read_folders(path: Path, layout: str) -> DataSet:
     channels = ("CT",) if layout == "flare21" else channel_names(described, source)
     images, maps = (path / folder for folder in FOLDERS[layout])
     cases, problems = pair_files(images, maps, channels=len(channels))
-    return DataSet("", tuple(cases), tuple(problems), channels, label_names(described, source))
+    notes = mistyped_keys(described, source)
+    return DataSet("", tuple(cases), (*notes, *problems), channels, label_names(described, source))
 
 
 def _distinct(cases: Iterable[Case]) -> tuple[tuple[Case, ...], list[Problem]]:

@@ -79,6 +79,8 @@ def cross_validate(
     tracked = as_bool(track=values.get("track", True))
     store = {key: str(values[key]) for key in ("tracking_uri", "experiment_name") if key in values and tracked}
     parent = ParentRun.begin(out / "mlflow", name=out.name, **store)
+    own = any(case.fold is not None for case in data_set.cases)
+    print(f"Folds {', '.join(map(str, known))}: " + ("the data list's own." if own else "made of the sorted names."))
     for fold in wanted:
         print(f"\nFold {fold}" + (" is done" if (out / f"fold_{fold}" / "scores.csv").is_file() else ""), flush=True)
         do_fold(out, fold, names, values={**places, **cache, **values}, folds=len(known), parent=parent)

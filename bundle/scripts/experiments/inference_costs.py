@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -20,6 +18,7 @@ from typing import Any
 from ..data.cases import find_cases, require_cases
 from ..data.volumes import case_name, first_file
 from ..runtime.atomic_files import write_whole
+from ..runtime.csv_tables import csv_text, read_csv_rows
 from ..runtime.errors import BadInput
 from .bundle_run import bundle_command, end_with_parent, quiet_environment
 from .cross_validation import SETTINGS, overlays_of
@@ -128,23 +127,18 @@ def read_costs(path: Path) -> list[CaseCost]:
     """Return what was measured before, nothing if nothing was."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            CaseCost(
-                case=row["case"],
-                seconds=float(row["seconds"]),
-                peak_memory_mib=float(row["peak_memory_mib"]),
-                gpu_memory_mib=float(row["gpu_memory_mib"]) if row["gpu_memory_mib"] else None,
-            )
-            for row in csv.DictReader(file)
-        ]
+    return [
+        CaseCost(
+            case=row["case"],
+            seconds=float(row["seconds"]),
+            peak_memory_mib=float(row["peak_memory_mib"]),
+            gpu_memory_mib=float(row["gpu_memory_mib"]) if row["gpu_memory_mib"] else None,
+        )
+        for row in read_csv_rows(path)
+    ]
 
 
 def write_costs(costs: Sequence[CaseCost], path: Path) -> None:
     """Write a line a case, seconds and MiB with 2 decimals; an existing file is replaced as a whole."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(CaseCost)], lineterminator="\n")
-    table.writeheader()
-    for cost in costs:
-        table.writerow({key: f"{v:.2f}" if isinstance(v, float) else v for key, v in asdict(cost).items()})
-    write_whole(path, text.getvalue())
+    rows = [[f"{v:.2f}" if isinstance(v, float) else v for v in asdict(cost).values()] for cost in costs]
+    write_whole(path, csv_text([field.name for field in fields(CaseCost)], rows))

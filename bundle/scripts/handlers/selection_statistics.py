@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +14,7 @@ from monai.utils import string_list_all_gather
 from torch import Tensor
 
 from ..runtime.atomic_files import write_whole
+from ..runtime.csv_tables import csv_text
 
 
 class SelectionStatistics:
@@ -93,12 +92,8 @@ def epoch_statistics(training_losses: Tensor, kept: Tensor, scores: Tensor) -> d
 
 def write_counts(counts: dict[str, list[int]], path: Path) -> None:
     """Write case, slice, and how often members saw and dropped it."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["case", "slice", "seen", "dropped"])
     rows = []
     for place, (seen, dropped) in counts.items():
         case, index = place.rsplit("/", 1)
         rows.append((case, int(index), seen, dropped))
-    writer.writerows(sorted(rows))
-    write_whole(path, text.getvalue())
+    write_whole(path, csv_text(["case", "slice", "seen", "dropped"], sorted(rows)))

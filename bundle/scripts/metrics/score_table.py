@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +19,7 @@ from ..data.case_files import CHANNEL_SUFFIX, list_volumes
 from ..data.headers import grid_shift_mm
 from ..data.volumes import as_label_ids, case_name, open_volume, read_voxels, tolerable_shift_mm
 from ..runtime.atomic_files import write_whole
+from ..runtime.csv_tables import csv_text, read_csv_rows
 from ..runtime.errors import BadInput
 from ..runtime.parallel import for_each
 from .dsc_nsd import OrganScore, ScoreRow, as_rows, check_tolerance, crop_to_foreground, organ_names, organ_scores
@@ -64,26 +63,22 @@ class ScoreReport:
 
 def write_csv(rows: Iterable[ScoreRow], path: PathLike) -> None:
     """Write one line per case and organ, scores in [0, 1] with 6 decimals; an existing file is replaced as a whole."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    table.writeheader()
-    table.writerows({**row, "dsc": f"{row['dsc']:.6f}", "nsd": f"{row['nsd']:.6f}"} for row in rows)
-    write_whole(Path(path), text.getvalue())
+    cells = [{**row, "dsc": f"{row['dsc']:.6f}", "nsd": f"{row['nsd']:.6f}"} for row in rows]
+    write_whole(Path(path), csv_text(COLUMNS, [[row[name] for name in COLUMNS] for row in cells]))
 
 
 def read_csv(path: PathLike) -> list[ScoreRow]:
     """Return the rows that `write_csv` wrote."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return [
-            {
-                "case": row["case"],
-                "label": int(row["label"]),
-                "organ": row["organ"],
-                "dsc": float(row["dsc"]),
-                "nsd": float(row["nsd"]),
-            }
-            for row in csv.DictReader(file)
-        ]
+    return [
+        {
+            "case": row["case"],
+            "label": int(row["label"]),
+            "organ": row["organ"],
+            "dsc": float(row["dsc"]),
+            "nsd": float(row["nsd"]),
+        }
+        for row in read_csv_rows(Path(path))
+    ]
 
 
 def write_json(summary: Mapping[str, Any], path: PathLike) -> None:

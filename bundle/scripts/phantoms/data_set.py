@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from ..metrics.dsc_nsd import dice
 from ..runtime.atomic_files import remove_unfinished, unfinished_path
+from ..runtime.csv_tables import csv_text
 from ..runtime.errors import BadInput
 from .label_noise import CORRUPTIONS, Label, check_corruptions, choose_corruptions, corrupt_somehow, is_share
 from .phantom import LABELS, make_phantom
@@ -196,10 +196,8 @@ def corruption_dsc(label: Label, clean: Label) -> dict[str, str]:
 
 def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Write rows of the same columns as CSV, whole or not at all."""
-    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(csv_text(list(rows[0]), [list(row.values()) for row in rows]), encoding="utf-8")
 
 
 def write_volume(path: Path, voxels: NDArray[np.generic], affine: NDArray[np.float64]) -> None:

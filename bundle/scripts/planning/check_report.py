@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +36,7 @@ def format_report(report: Report, *, width: int | None = None) -> str:
 
 
 def report_as_json(report: Report) -> str:
-    """Return the report as JSON: layout, cases, usable (cases), problems, labels, channels."""
+    """Return the report as JSON: layout, cases, usable (cases), problems, labels, channels, folds."""
     content: dict[str, Any] = {
         "layout": report.layout,
         "cases": report.cases,
@@ -44,6 +44,7 @@ def report_as_json(report: Report) -> str:
         "problems": [asdict(problem) for problem in report.problems],
         "labels": {str(label): asdict(count) for label, count in (report.labels or {}).items()},
         "channels": list(report.channel_names),
+        "folds": {str(fold): cases for fold, cases in (report.folds or {}).items()},
     }
     return json.dumps(content, indent=2)
 
@@ -86,10 +87,18 @@ def summary(report: Report, width: int) -> list[str]:
         facts["spacing"] = f"{_span(*report.spacing_mm)} mm"
     if report.size:
         facts["size"] = f"{_span(*report.size)} voxels"
+    facts["folds"] = folds_text(report.folds)
     for name, text in facts.items():
         if text and report.layout:
             lines += textwrap.wrap(f"{name:<10}{text}", width, subsequent_indent=" " * 10, break_on_hyphens=False)
     return lines
+
+
+def folds_text(folds: Mapping[int, int] | None) -> str:
+    """Return which folds a data set has, and whose they are."""
+    if not folds:
+        return "made of the sorted names, as by nnU-Net (the data set names none)"
+    return "the data list's own: " + ", ".join(f"{fold} of {_count(cases, 'case')}" for fold, cases in folds.items())
 
 
 def _row(problem: Problem, folder: str) -> tuple[str, str, str]:

@@ -48,6 +48,7 @@ class Report:
     labels: Mapping[int, LabelCount] | None = None
     spacing_mm: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # smallest and largest along each axis
     size: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # likewise
+    folds: Mapping[int, int] | None = None  # the data list's own: fold -> cases; none where they are made of the names
 
     @property
     def all_usable(self) -> bool:
@@ -108,6 +109,7 @@ def check_data_set(
         labels=count_labels(labels, facts),
         spacing_mm=_range(spacings),
         size=_range(sizes),
+        folds=dict(sorted(Counter(case.fold for case in data_set.cases if case.fold is not None).items())) or None,
     )
 
 

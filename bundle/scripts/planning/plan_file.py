@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.atomic_files import write_whole
+from ..runtime.config_files import require_no_code
 from .fingerprint import ForegroundIntensities
 from .plan import FIRST_FEATURES, MOST_FEATURES, PAPER_BATCH, SMALLEST_MAP, Plan
 
@@ -34,6 +35,8 @@ def write_plan(plan: Plan, path: Path, *, labels: Mapping[int, str], places: Map
 
 def plan_text(plan: Plan, *, labels: Mapping[int, str], places: Mapping[str, Any]) -> str:
     """Return the YAML of a plan, with comments."""
+    for name in (*labels.values(), *plan.channel_names):
+        require_no_code(name, "a name in the plan")
     (x_low, x_high), (y_low, y_high) = plan.spacing_range_mm
     turning = "any angle" if plan.rotation_degrees == 180 else "the patch is elongated, so only"
     entries = [

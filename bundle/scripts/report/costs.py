@@ -10,11 +10,14 @@ import torch
 from ..data.volumes import case_name, first_file
 from ..estimate.model_size import count_macs
 from ..experiments.inference_costs import CaseCost, case_costs
+from ..runtime.config_files import reachable, require_own_expressions
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput
 from .runs import Run
 from .scores import fixed
 from .tables import Column, Table
+
+SHAPE = ("channels", "patch_size")  # of what the networks take
 
 
 def size_rows(run: Run) -> list[tuple[str, int, int, str]]:
@@ -23,18 +26,23 @@ def size_rows(run: Run) -> list[tuple[str, int, int, str]]:
     Raises:
         BadInput: no networks can be made of the run's configuration.
     """
-    bundle = str(run.folder / "bundle")
+    configs = run.folder / "bundle" / "configs"
     try:
-        parser = open_config("train.yaml", run.overlays, bundle=bundle, values=run.settings["values"])
+        files = [configs / name for name in ("train.yaml", *run.overlays)]
+        parser = open_config("train.yaml", files, values=run.settings["values"])  # with the installed scripts
+        require_own_expressions(reachable(parser.get(), ("network_def", *SHAPE)), where=configs)
         with torch.device("meta"):  # nothing is allocated
             network: Any = parser.get_parsed_content("network_def")
-        shape = [1, parser.get_parsed_content("channels"), *parser.get_parsed_content("patch_size")]
+        channels, patch_size = (parser.get_parsed_content(name) for name in SHAPE)
+        shape = [1, channels, *patch_size]
         rows = []
         for number, member in enumerate(network.members):
             count = sum(parameter.numel() for parameter in member.parameters())
             rows.append((f"member {number} ({type(member).__name__})", count, count_macs(member, shape)))
+    except BadInput:
+        raise
     except Exception as error:  # YAML, missing keys, and all that a network's construction may raise
-        raise BadInput(f"{bundle}: no networks can be made of its train.yaml ({error}). Was it changed?") from error
+        raise BadInput(f"{configs}: no networks can be made of its train.yaml ({error}). Was it changed?") from error
     total = (f"committee of {len(rows)}", sum(row[1] for row in rows), sum(row[2] for row in rows))
     size = " x ".join(str(n) for n in shape[1:])
     return [(*row, size) for row in (*rows, total)]

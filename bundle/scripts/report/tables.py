@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from ..runtime.atomic_files import write_whole
+from ..runtime.csv_tables import csv_text
 
 Cell = tuple[str, ...]  # its parts, such as mean and deviation, as they are written everywhere
 NOTHING = "–"
@@ -80,13 +79,10 @@ def mean_and_interval_column(name: str, *, group: str = "") -> Column:
 
 def as_csv(table: Table) -> str:
     """Return all rows of a table, each part of a cell in a column of its own."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [" ".join(filter(None, (column.group, column.name, part))) for column in table.columns for part in column.parts]
-    )
-    writer.writerows([part for cell in row for part in cell] for row in table.rows)
-    return text.getvalue()
+    columns = [
+        " ".join(filter(None, (column.group, column.name, part))) for column in table.columns for part in column.parts
+    ]
+    return csv_text(columns, [[part for cell in row for part in cell] for row in table.rows])
 
 
 def as_latex(table: Table) -> str:

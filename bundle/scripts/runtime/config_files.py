@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ import yaml
 from .bundle_paths import bundle_root
 from .errors import BadInput
 from .old_names import refuse_old_keys
+
+CODE = ("$", "@", "%")  # what MONAI's configurations run, look up or read from files begins so
+RUN = ("$", "%")
+PLAN = "plan.yaml"
+PLANNED = "scripts.transforms.normalisation."  # the classes that `prepare` names in a plan
 
 
 def find_config(name: str | Path, *, bundle: str | Path | None = None) -> Path:
@@ -72,6 +77,9 @@ def require_config(
         BadInput: a file that is nowhere or no YAML; a key that nothing uses.
     """
     files = config_files(kind, overlays, bundle=bundle)
+    for file in files:
+        if Path(file).name == PLAN:
+            require_plan(file)
     given = [*map(require_mapping, files), values or {}]
     merged = {key.split("#")[0].lstrip("+"): None for part in given for key in part}
     known = bundled_keys(bundle) | given[0].keys()
@@ -92,6 +100,65 @@ def require_mapping(file: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict | None):
         raise BadInput(f"{file}: holds no keys with values. Give a configuration.")
     return content or {}
+
+
+def require_no_code(name: str, where: str) -> None:
+    """Raise `BadInput` for a name from outside that a configuration would run, look up or read from a file.
+
+    Args:
+        name: such as a label's.
+        where: it stands, such as a file and a key.
+    """
+    if name.lstrip().startswith(CODE):
+        raise BadInput(f"{where}: {json.dumps(name)[:80]} begins with {name.lstrip()[0]}, as code does. Rename it.")
+
+
+def expressions(content: Any) -> Iterator[str]:
+    """Yield all in a configuration that is run when it is evaluated, or names what is."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if key == "_target_":
+                yield str(value)
+            yield from expressions(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from expressions(value)
+    elif isinstance(content, str) and content.lstrip().startswith(RUN):
+        yield content
+
+
+def reachable(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Return the part of a configuration that some of its top-level keys refer to, themselves included."""
+    found: dict[str, Any] = {}
+    wanted = list(keys)
+    while wanted:
+        key = wanted.pop()
+        if key in config and key not in found:
+            found[key] = config[key]
+            wanted += re.findall(r"[@%](\w+)", json.dumps(config[key], default=str))
+    return found
+
+
+def require_plan(file: str | Path) -> None:
+    """Raise `BadInput` for a plan with code in it: plans are passed on, and `prepare` writes numbers and names."""
+    for expression in expressions(require_mapping(file)):
+        if not expression.startswith(PLANNED):
+            raise BadInput(
+                f"{file}: holds {json.dumps(expression)[:80]}, which is code, and no plan of `prepare` does. "
+                "Take it out; what is to be run goes into a configuration with another name."
+            )
+
+
+def require_own_expressions(config: Mapping[str, Any], *, where: str | Path) -> None:
+    """Raise `BadInput` for code in a configuration from elsewhere that the installed bundle's own don't hold, too."""
+    files = Path(bundle_root(), "configs").rglob("*.yaml")
+    own = {text for path in files for text in expressions(require_mapping(path))}
+    for expression in expressions(config):
+        if expression not in own and not expression.startswith(PLANNED):
+            raise BadInput(
+                f"{where}: holds {json.dumps(expression)[:80]}, which none of the installed bundle's configurations "
+                "does, and what others wrote isn't run here."
+            )
 
 
 def merged_overlays(files: Sequence[str | Path]) -> dict[str, Any]:
