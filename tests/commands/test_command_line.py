@@ -172,6 +172,8 @@ def test_the_command_is_installed() -> None:
         (["parameters", "variants/nothing.yaml"], "no such configuration file"),
         (["cross-validate", "nowhere", "--out", "x"], "nowhere: no such file or folder"),
         (["audit", "nowhere"], "nowhere: no such file or folder"),
+        (["evaluate", ".", ".", "--out", "x.json"], "out: x.json must be a file that ends in .csv"),
+        (["evaluate", ".", ".", "--out", "."], "out: . must be a file that ends in .csv"),
         (["evaluate", "nowhere", ".", "--out", "x.csv"], "nowhere: no such file or folder"),
     ],
 )

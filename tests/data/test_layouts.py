@@ -532,6 +532,18 @@ NO_DATA_SET: dict[str, tuple[list[str], Any, str, str]] = {
         "auto",
         ": holds no data set: dataset.json is missing. Expected one of",
     ),
+    "imagesTr with numbers of cases": (
+        [
+            "imagesTr/PID_0000.nii.gz",
+            "imagesTr/PID_0001.nii.gz",
+            "labelsTr/PID_0000.nii.gz",
+            "labelsTr/PID_0001.nii.gz",
+        ],
+        CT,
+        "auto",
+        ": holds no data set: the number in imagesTr/PID_0000.nii.gz is the case's, as labelsTr holds PID_0000.nii.gz, "
+        "too: rename the image to PID_0000_0000.nii.gz, or the folders to images and labels",
+    ),
     "imagesTr without channel numbers or list": (
         ["imagesTr/a.nii.gz"],
         CT,

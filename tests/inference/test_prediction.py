@@ -266,3 +266,28 @@ def test_missing_packages_are_named_only_where_they_are_needed(
         predict(study, tmp_path / "out")
     predict(study / "scan.nii.gz", tmp_path / "out")
     assert files(tmp_path / "out") == ["scan.nii.gz"]
+
+
+def test_what_check_would_remark_on_is_told_and_labelled_all_the_same(
+    predict: Any, phantom: Phantom, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.Nifti1Image(np.asarray(phantom.image_hu) + np.int16(1100), phantom.affine)
+    image.set_sform(phantom.affine, code=2)
+    image.set_qform(phantom.affine @ np.diag([-1, 1, 1, 1]), code=1)
+    nib.save(image, tmp_path / "scan.nii.gz")
+    predict(tmp_path / "scan.nii.gz", tmp_path / "out")
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2
+    assert f"{tmp_path / 'scan.nii.gz'}: gives two places: its sform and its qform lie up to" in notes[0]
+    assert f"{tmp_path / 'scan.nii.gz'}: can't be HU: no values lie below 0" in notes[1]
+    assert files(tmp_path / "out") == ["scan.nii.gz"]
+
+
+def test_a_series_with_pixels_of_metres_is_refused_and_named(
+    predict: Any, phantom: Phantom, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_series(tmp_path / "in" / "metres", phantom.image_hu, phantom.affine @ np.diag([1500, 1500, 1, 1]))
+    with pytest.raises(BadInput, match="1 of 1 weren't labelled"):
+        predict(tmp_path / "in", tmp_path / "out")
+    assert f"{tmp_path / 'in' / 'metres'}: has voxels of" in capsys.readouterr().err
+    assert files(tmp_path / "out") == []

@@ -50,6 +50,15 @@ def test_slices_lie_along_the_coarsest_axis(
     assert plan.spacing_mm == in_plane
 
 
+@pytest.mark.parametrize(("axis", "orientation"), [(2, "RAS"), (1, "RSA"), (0, "ASR")])
+def test_single_slices_are_cut_along_their_own_axis_however_thin_they_are(axis: int, orientation: str) -> None:
+    spacing_mm, size = [1.4] * 3, [64] * 3
+    spacing_mm[axis], size[axis] = 1.0, 1
+    plan = make_plan([case(spacing_mm, size)] * 3, channel_names=["CT"], labels=LABELS)
+    assert plan.orientation == orientation
+    assert plan.patch_size == (64, 64)
+
+
 def test_the_spacing_is_the_median_and_of_thick_slices_the_tenth_percentile() -> None:
     spacings_mm = np.array([[0.7, 0.7, z] for z in range(1, 12)] + [[0.9, 0.9, 30.0]] * 2)
     sizes = np.array([[512, 512, 60]] * len(spacings_mm))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.config_files import require_config
+from ..runtime.errors import BadInput
 from .arguments import channel_list, label_names, require_there, show_help_if_asked
 
 
@@ -69,6 +70,8 @@ def evaluate(
     """
     names = label_names(labels)
     require_there(predictions, references)
+    if Path(out).is_dir() or Path(out).suffix.lower() != ".csv":
+        raise BadInput(f"out: {out} must be a file that ends in .csv; the summary goes beside it, as .json.")
     from ..data.layouts import FLARE21_LABELS
     from ..metrics.score_table import evaluate_folders, format_table, summarise, write_csv, write_json
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,7 +130,7 @@ def _lacks(path: Path, layout: str) -> str:
     if not images.is_dir():
         return f"the folder {images.name} is missing"
     if layout == "nnunet" and not _has_numbered_channels(images, path / FOLDERS[layout][1]):
-        return f"the files in {images.name} carry no channel numbers such as _0000"
+        return _why_no_channels(images, path / FOLDERS[layout][1])
     return ""
 
 
@@ -161,6 +162,19 @@ def _has_numbered_channels(images: Path, labels: Path) -> bool:
     """
     keys = image_keys(list_volumes(images), names={case_name(file) for file in labels.glob("*")})
     return sum(channel != WHOLE for (_, channel), _ in keys) * 2 > len(keys)
+
+
+def _why_no_channels(images: Path, labels: Path) -> str:
+    """Return why files carry no channels' numbers: those at the ends of their names may be the cases'."""
+    numbered = [file.name for file in list_volumes(images) if re.search(r"_\d{4}$", case_name(file))]
+    if numbered and (labels / numbered[0]).is_file():
+        stem = case_name(numbered[0])
+        ending = numbered[0][len(stem) :]
+        return (
+            f"the number in {images.name}/{numbered[0]} is the case's, as {labels.name} holds {numbered[0]}, too: "
+            f"rename the image to {stem}_0000{ending}, or the folders to images and labels"
+        )
+    return f"the files in {images.name} carry no channel numbers such as _0000"
 
 
 def _read_list(source: Path, *, root: Path) -> DataSet:

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nibabel.affines import voxel_sizes
+
 from ..data.cases import find_images
-from ..data.headers import header_remarks
+from ..data.headers import header_remarks, require_plausible_sizes
 from ..data.hounsfield import why_not_hu
 from ..data.layouts import FOLDERS
 from ..data.volumes import SUFFIXES, Files, case_name, first_file, load_voxels, open_image
 from ..dicom.series import DicomSeries, FoundSeries, find_series, is_dicom
 from ..runtime.errors import BadInput
-from ..transforms.normalisation import ClipAndStandardise, Normalisation
+from ..transforms.normalisation import Normalisation
 
 DICOM_PACKAGES = ("pydicom", "highdicom")
 
@@ -59,6 +61,11 @@ def find_volumes(source: Path, *, out: Path, channels: int) -> tuple[list[Volume
     for skipped in dicom.skipped:
         print(f"note: {skipped}")
     for series in dicom.series:
+        try:
+            require_plausible_sizes(voxel_sizes(series.affine), series.folder)
+        except BadInput as error:
+            faults.append(str(error))
+            continue
         if channels > 1:
             faults.append(f"{series.folder}: a DICOM series is one channel, of {channels}. Convert it to NIfTI.")
             continue
@@ -85,7 +92,7 @@ def notes_on_image(files: Files, normalise: Sequence[Normalisation]) -> Iterator
     for volume in opened:
         yield from (f"{volume.get_filename()}: {what}. {remedy}" for what, remedy in header_remarks(volume))
     for channel, kind in enumerate(normalise):
-        if isinstance(kind, ClipAndStandardise):
+        if hasattr(kind, "clip"):
             volume = opened[channel if len(opened) > 1 else 0]
             voxels = load_voxels(volume)
             reason = why_not_hu(voxels[..., channel] if voxels.ndim == 4 else voxels)

@@ -61,7 +61,8 @@ def make_plan(cases: Sequence[CaseFingerprint], *, channel_names: Sequence[str],
     spacings_mm = np.array([case.spacing_mm for case in cases])  # (cases, 3)
     sizes = np.array([case.size for case in cases])
     target_mm = target_spacing_mm(spacings_mm, sizes)
-    across = max(range(3), key=lambda axis: (target_mm[axis], axis))  # slices: z if the axes are alike
+    flat = np.median(sizes, axis=0) == 1  # single slices, however thin, are cut along their own axis
+    across = max(range(3), key=lambda axis: (flat[axis], target_mm[axis], axis))  # slices: z if the axes are alike
     orientation = SLICE_AXES[across]
     in_plane = ["RAS".index(code) for code in orientation[:2]]
     median = np.median(spacings_mm / target_mm * sizes, axis=0).round().astype(int)  # voxels at the target
