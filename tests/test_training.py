@@ -285,3 +285,12 @@ def test_a_wrong_value_is_named_in_one_line(
     assert message in str(found)
     assert "\n" not in str(found)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_weights_that_can_not_be_written_are_told_before_any_case_is_prepared(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeError) as caught:
+        train(tmp_path / "run", model_path=str(tmp_path / "file" / "model.pt"))
+    assert "model.pt: can't be written" in str(find_bad_input(caught.value))
+    assert "Give another model_path" in str(find_bad_input(caught.value))
+    assert not (tmp_path / "run" / "slices").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from ..scripts.data.volumes import case_name
 from ..scripts.inference.predictor import Predictor
 from ..scripts.metrics.dsc_nsd import dice, organ_names
-from ..scripts.runtime.atomic_files import unfinished_path
+from ..scripts.runtime.atomic_files import put_in_place, unfinished_path
 from ..scripts.runtime.errors import BadInput
 
 Cases = list[dict[str, str]]  # {"image": file, "label": file}
@@ -61,4 +60,4 @@ def replace_file(path: Path, source: Path) -> None:
     """Put a copy of a file in another one's place, in one rename."""
     unfinished = unfinished_path(path)
     shutil.copyfile(source, unfinished)
-    os.replace(unfinished, path)
+    put_in_place(unfinished, path)

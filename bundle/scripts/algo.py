@@ -25,7 +25,7 @@ from .handlers.history import read_history
 from .infer import InferClass
 from .planning.plan import make_plan
 from .planning.plan_file import HEADER, plan_text
-from .runtime.atomic_files import remove_unfinished, unfinished_path
+from .runtime.atomic_files import put_in_place, unfinished_path
 from .runtime.bundle_paths import bundle_root
 from .runtime.config_files import require_mapping
 from .runtime.errors import BadInput
@@ -94,7 +94,6 @@ class CommitteeAlgo(BundleAlgo):
         target = Path(output_path, algo_name).resolve()
         require_replaceable(target, kind=type(self).__name__)
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(target.parent)
         unfinished = unfinished_path(target)
         try:
             copy_template(self.template(), unfinished)
@@ -104,7 +103,7 @@ class CommitteeAlgo(BundleAlgo):
             algo_to_json(self, template_path=self.template_path)  # what is whole is known as ours from the beginning
             if target.exists():
                 shutil.rmtree(target)
-            unfinished.rename(target)
+            put_in_place(unfinished, target)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         self.output_path = str(target)

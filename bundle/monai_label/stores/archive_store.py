@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from ...scripts.dicom.segmentation import on_grid_of, write_segmentation
 from ...scripts.dicom.segmentation_labels import read_segmentation
 from ...scripts.dicom.series import DicomSeries, find_series
 from ...scripts.handlers.label_map_writer import write_label_file
-from ...scripts.runtime.atomic_files import unfinished_path
+from ...scripts.runtime.atomic_files import put_in_place, unfinished_path
 from ...scripts.runtime.errors import BadInput
 from ..guard.names import require_ending, require_uid
 from ..guard.uploads import errors_without
@@ -83,7 +82,7 @@ class ArchiveStore(DICOMWebDatastore, SharedStore):
                 series = self.series(image_id)
                 unfinished = unfinished_path(image)
                 series.write_nifti(unfinished)
-                os.replace(unfinished, image)
+                put_in_place(unfinished, image)
             if image_id not in self._datastore.objects:
                 self.refresh()
             if "StudyInstanceUID" not in self.get_image_info(image_id):  # OHIF opens the next study by it
@@ -111,7 +110,7 @@ class ArchiveStore(DICOMWebDatastore, SharedStore):
                     raise HTTPException(404, f"There is no series {uid} in the archive.")
                 unfinished = unfinished_path(folder)
                 dicom_web_download_series(None, uid, str(unfinished), self._client, self._fetch_by_frame)
-                unfinished.rename(folder)
+                put_in_place(unfinished, folder)
         return folder
 
     def lock(self, path: Path) -> FileLock:

@@ -7,7 +7,6 @@ started with; trainings change its weights. WORK/released/model.pt are the first
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from ..inference.predictor import Predictor
-from ..runtime.atomic_files import remove_unfinished, unfinished_path, write_whole
+from ..runtime.atomic_files import put_in_place, unfinished_path, write_whole
 from ..runtime.bundle_paths import bundle_root
 from ..runtime.config_files import find_config, merged_overlays
 from ..runtime.errors import BadInput
@@ -69,7 +68,6 @@ def fill(work: Path, root: Path, overlays: Sequence[str], weights: Path) -> None
     model = served_bundle(work)
     for folder in (model.parent, work / "released"):
         folder.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(model.parent)
     shutil.rmtree(model, ignore_errors=True)
     unfinished = unfinished_path(model)
     copy_template(root, unfinished)
@@ -79,5 +77,5 @@ def fill(work: Path, root: Path, overlays: Sequence[str], weights: Path) -> None
     for copy in (unfinished / "models" / "model.pt", work / "released" / "model.pt"):
         shutil.copyfile(weights, copy)
     Predictor.from_config(bundle=unfinished, device="cpu")
-    os.replace(unfinished, model)
+    put_in_place(unfinished, model)
     write_whole(work / "main.py", MAIN)

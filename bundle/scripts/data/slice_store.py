@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime.atomic_files import remove_unfinished, unfinished_path
+from ..runtime.atomic_files import put_in_place, remove_unfinished, unfinished_path
 from ..runtime.errors import BadInput
 from ..runtime.parallel import for_each
 from ..transforms.normalisation import Normalisation, fit_channels, nonzero_box
@@ -191,7 +191,7 @@ def store_case(case: Mapping[str, Any], *, folder: Path, preparation: Preparatio
         try:
             unfinished.mkdir(parents=True)
             write_case(unfinished, image=image, label=label, affine=affine, classes=len(preparation.labels))
-            unfinished.rename(place)
+            put_in_place(unfinished, place)
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             if not place.is_dir():  # or else another run was quicker

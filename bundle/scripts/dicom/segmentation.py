@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from nibabel.spatialimages import SpatialImage
 
 from ..data.headers import grid_shift_mm
 from ..data.volumes import tolerable_shift_mm
-from ..runtime.atomic_files import unfinished_path
+from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.errors import BadInput
 from .codes import OrganCode, organ_code
 from .series import DicomSeries
@@ -180,7 +179,7 @@ def save(segmentation: Any, path: Path) -> Path:
         raise BadInput(f"{path.parent}: can't be made ({error.strerror}). Choose another folder.") from error
     try:
         segmentation.save_as(unfinished)
-        os.replace(unfinished, path)
+        put_in_place(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise BadInput(f"{path}: can't be written ({error}). Make room, or choose another folder.") from error

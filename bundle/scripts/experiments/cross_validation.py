@@ -12,7 +12,7 @@ from ..data.cases import require_usable
 from ..data.layouts import DataSet, read_data_set
 from ..handlers.mlflow_parent_run import ParentRun
 from ..metrics.score_table import ScoreRow, format_table, read_csv, summarise, write_csv, write_json
-from ..runtime.atomic_files import remove_unfinished, unfinished_path
+from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.bundle_paths import bundle_root, copy_without_use
 from ..runtime.config_files import find_config, require_mapping
 from ..runtime.configuration import open_config
@@ -124,14 +124,13 @@ def begin(
         raise BadInput(f"{out}: holds other things than a cross-validation. Choose another folder with --out.")
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(out.parent)
         unfinished = unfinished_path(out)
         copy_without_use(Path(bundle or bundle_root()), unfinished / "bundle")
         for name, text in zip(overlays_of(wanted), texts, strict=True):
             (unfinished / "bundle" / "configs" / name).write_text(text)
         (unfinished / SETTINGS).write_text(json.dumps(wanted, indent=1) + "\n")
         shutil.rmtree(out, ignore_errors=True)  # an empty one
-        unfinished.rename(out)
+        put_in_place(unfinished, out)
     return overlays_of(wanted)
 
 

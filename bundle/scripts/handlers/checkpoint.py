@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
 import random
 import warnings
@@ -18,7 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..runtime.atomic_files import remove_unfinished, unfinished_path
+from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.errors import BadInput, find_bad_input
 
 log = logging.getLogger(__name__)
@@ -100,7 +99,6 @@ class TrainingCheckpoint:
         """Save all parts and the engine's place."""
         parts = {**self.parts, "grad_scaler": engine.update.grad_scaler}
         checkpoint = {name: part.state_dict() for name, part in parts.items()}
-        remove_unfinished(self.path.parent)
         save_whole({**checkpoint, "trainer": engine.state_dict(), "config": json.dumps(self.config)}, self.path)
 
     def load(self, engine: Any) -> None:
@@ -330,6 +328,6 @@ def save_whole(content: Mapping[str, Any], path: Path) -> None:
     unfinished = unfinished_path(path)
     try:
         torch.save(dict(content), unfinished)
-        os.replace(unfinished, path)
+        put_in_place(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 
 from ..data.volumes import open_volume
-from ..runtime.atomic_files import unfinished_path
+from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.errors import BadInput
 
 
@@ -117,7 +116,7 @@ def write_label_file(label: np.ndarray, image_path: str | Path, path: Path) -> P
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(type(image)(label.astype(np.uint8, copy=False), image.affine, header), unfinished)
-        os.replace(unfinished, path)
+        put_in_place(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise BadInput(f"{path}: can't be written ({error}). Make room, or choose another --output_dir.") from error

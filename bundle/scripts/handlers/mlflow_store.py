@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import sqlite3
@@ -15,7 +14,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from ..runtime.atomic_files import remove_unfinished, unfinished_path
+from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.errors import BadInput
 from .mlflow_settings import without_password
 
@@ -64,12 +63,11 @@ def make_database(database: Path) -> None:
     with FileLock(database.with_name(f".{database.name}.lock")):
         if database.exists():  # by another training, meanwhile
             return
-        remove_unfinished(database.parent)
         unfinished = unfinished_path(database)
         client = MlflowClient(tracking_uri=f"{SQLITE}{unfinished}")
         client.search_experiments()
         close(client)
-        os.replace(unfinished, database)
+        put_in_place(unfinished, database)
 
 
 def close(client: MlflowClient) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..data.volumes import Files, label_ids
 from ..networks.committee import ensemble_attribute
-from ..runtime.atomic_files import remove_unfinished, unfinished_path
+from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput
 from .export_check import Agreement, Network, compare_on_random_input, compare_on_volume
@@ -87,7 +86,6 @@ def export(
     unfinished = folder / out.name
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(out.parent)
         folder.mkdir()
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of what will be in later versions of PyTorch
@@ -95,7 +93,7 @@ def export(
             agreements = [compare_on_random_input(network, exported, example, out)]
             if image is not None:
                 agreements.append(compare_on_volume(network, exported, predictor, image, out))
-        os.replace(unfinished, out)
+        put_in_place(unfinished, out)
     except OSError as error:
         raise BadInput(f"{out}: can't be written ({error}). Make room, or choose another folder.") from error
     finally:

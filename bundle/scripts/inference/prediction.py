@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from ..dicom.codes import organ_code
 from ..dicom.segmentation import write_segmentation
 from ..dicom.series import DicomSeries
 from ..handlers.label_map_writer import write_label_file
-from ..runtime.atomic_files import unfinished_path
+from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.bundle_paths import bundle_root
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput, find_bad_input
@@ -174,7 +173,7 @@ def write_map(voxels: np.ndarray, image_path: str | Path, path: Path, *, slope: 
         made: Any = type(image)(voxels, image.affine, header)
         made.header.set_slope_inter(slope, 0)
         nib.save(made, unfinished)
-        os.replace(unfinished, path)
+        put_in_place(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise BadInput(f"{path}: can't be written ({error}). Make room, or choose another --out.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..metrics.dsc_nsd import dice
-from ..runtime.atomic_files import remove_unfinished, unfinished_path
+from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.csv_tables import csv_text
 from ..runtime.errors import BadInput
 from .label_noise import CORRUPTIONS, Label, check_corruptions, choose_corruptions, corrupt_somehow, is_share
@@ -219,9 +218,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(path.parent)
             yield unfinished
-            os.replace(unfinished, path)
+            put_in_place(unfinished, path)
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)

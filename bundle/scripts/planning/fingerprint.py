@@ -17,7 +17,7 @@ import torch
 
 from ..data.case_files import Case
 from ..data.volumes import as_label_ids, open_volume, read_image, read_voxels, require_same_grid
-from ..runtime.atomic_files import remove_unfinished, unfinished_path
+from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.errors import BadInput
 from ..runtime.parallel import for_each
 from ..transforms.normalisation import nonzero_box
@@ -46,7 +46,6 @@ def measure_cases(
         BadInput: see `measure_case`; a full disk. What was finished until then stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(folder)
     measure = partial(measured, labels=dict(labels), folder=folder)
     return list(for_each(measure, cases, description="measuring cases", processes=processes))
 
@@ -63,7 +62,7 @@ def measured(case: Case, *, labels: Mapping[Any, str], folder: Path) -> CaseFing
         unfinished = unfinished_path(path)
         try:
             unfinished.write_text(json.dumps(asdict(fingerprint)) + "\n")
-            unfinished.rename(path)
+            put_in_place(unfinished, path)
         except OSError as error:
             unfinished.unlink(missing_ok=True)
             raise BadInput(f"{path}: can't be written ({error}). Make room, or choose another folder.") from error

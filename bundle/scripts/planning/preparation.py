@@ -13,7 +13,7 @@ from typing import Any
 from ..data.layouts import DataSet, read_data_set
 from ..data.slice_store import place_of
 from ..data.volumes import label_ids
-from ..runtime.atomic_files import remove_unfinished, unfinished_path
+from ..runtime.atomic_files import put_in_place, remove_unfinished, unfinished_path
 from ..runtime.config_files import require_mapping
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput
@@ -165,7 +165,7 @@ def write_fingerprint(measured: Sequence[CaseFingerprint], channel_names: Sequen
     }
     unfinished = unfinished_path(path)
     unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    unfinished.rename(path)
+    put_in_place(unfinished, path)
 
 
 def require_room(slices: Any, measured: Sequence[CaseFingerprint]) -> None:

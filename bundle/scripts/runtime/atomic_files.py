@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import platform
 import re
 import shutil
+import tempfile
 import time
 import zlib
 from pathlib import Path
+
+from .errors import BadInput
 
 UNFINISHED = ".unfinished-"
 HOST = f"{zlib.crc32(platform.node().encode()):08x}"  # machines and containers may share a folder, and process numbers
@@ -16,7 +21,11 @@ DAY_S = 86400
 
 
 def unfinished_path(path: Path) -> Path:
-    """Return where this process writes a file or folder, beside its place, before one rename puts it there."""
+    """Return where this process writes a file or folder, beside its place, before `put_in_place` renames it.
+
+    What killed processes left beside it is removed.
+    """
+    remove_unfinished(path.parent)
     return path.with_name(f"{UNFINISHED}{HOST}-{os.getpid()}-{path.name}")
 
 
@@ -26,9 +35,49 @@ def write_whole(path: Path, content: str | bytes) -> None:
     unfinished = unfinished_path(path)
     try:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(unfinished, path)
+        put_in_place(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def put_in_place(unfinished: Path, path: Path) -> None:
+    """Rename a whole file or folder to its own name, after it is on the disk: power may fail at any time.
+
+    Without that, a file system may keep the new name and lose what is in it. Sources: fsync(2), rename(2).
+    """
+    files = [one for one in unfinished.rglob("*") if one.is_file()] if unfinished.is_dir() else [unfinished]
+    for file in files:
+        flush(file)
+    os.replace(unfinished, path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or a folder's names, to the disk; what can't be flushed isn't."""
+    with contextlib.suppress(OSError):  # as folders of network file systems
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def require_writable(**places: str) -> None:
+    """Raise `BadInput` unless files can be written: told before the work that is to be written there.
+
+    Args:
+        places: the files, by the key of the configuration that says where they lie. Their folders are made.
+    """
+    for key, place in places.items():
+        path = Path(place)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "is a folder")
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise BadInput(f"{path}: can't be written ({error.strerror}). Give another {key}.") from error
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..runtime.atomic_files import unfinished_path
+from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.errors import BadInput
 
 # After Okabe and Ito, safe for the colour-blind: dark blue would vanish on CT.
@@ -150,4 +150,4 @@ def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_path(path)
     FigureCanvasAgg(figure).print_png(unfinished)
-    os.replace(unfinished, path)
+    put_in_place(unfinished, path)
