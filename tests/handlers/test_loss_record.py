@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -148,3 +150,43 @@ def test_a_record_without_a_whole_epoch_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(BadInput, match=r"losses\.arrow: holds no whole epoch\."):
         read_losses(path)
+
+
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 10))])
+def test_a_damaged_record_is_refused_or_says_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    """50 flipped bits and 10 cuts a seed: pyarrow alone crashes on some, and believes others."""
+    path = train(tmp_path, epochs=3)
+    whole, about = read_losses(path)
+    data, rng = path.read_bytes(), np.random.default_rng(seed)
+    refused = 0
+    for number in range(60):
+        damaged = bytearray(data)
+        place = int(rng.integers(len(data)))
+        if number < 50:
+            damaged[place] ^= 1 << int(rng.integers(8))
+        else:
+            del damaged[place:]
+        path.write_bytes(damaged)
+        caplog.clear()
+        with contextlib.suppress(BadInput):
+            refused += 1
+            table, told = read_losses(path)
+            refused -= 1
+            same_or_shorter(table, whole, said=caplog.text)
+            assert told == about
+    assert refused > 20
+
+
+def same_or_shorter(table: pa.Table, whole: pa.Table, *, said: str) -> None:
+    assert table.to_pylist() == whole.slice(0, table.num_rows).to_pylist()
+    assert table.num_rows % (whole.num_rows // 3) == 0
+    assert table.num_rows == whole.num_rows or "its last epoch isn't whole" in said
+
+
+def test_a_record_of_version_0_1_has_no_checksums_and_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = train(tmp_path, epochs=2)
+    whole, _ = read_losses(path)
+    monkeypatch.setattr(loss_record, "CHECKSUM", "unknown")
+    assert read_losses(path)[0].equals(whole)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
+import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,29 @@ from ..data.slice_store import case_names
 from ..runtime.atomic_files import write_whole
 from ..runtime.errors import BadInput
 
+log = logging.getLogger(__name__)
 FILE = "losses.arrow"
 ABOUT = b"cyclic_committee"  # the key of the schema's metadata
 COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 END = 8  # bytes that end a stream; ours has no end, since it grows
-DAMAGED = (pa.ArrowException, OSError, EOFError)  # what pyarrow raises on bytes that are no stream, or only a part
+CHECKSUM = "crc32"  # of what a batch holds, and of the metadata: the stream has none of its own
+SINGLE = {
+    "epoch": pa.int32(),
+    "iteration": pa.int32(),
+    "case": pa.dictionary(pa.int32(), pa.string()),
+    "slice": pa.int32(),
+}
+LISTS = {
+    **{"losses": pa.float32(), "kept": pa.bool_()},
+    **{name: pa.int32() for name in ("labelled", "expected", "agreed")},
+}
+DAMAGED = (
+    pa.ArrowException,
+    OSError,
+    EOFError,
+    ValueError,
+    MemoryError,
+)  # what pyarrow raises on bytes that are no stream, or only a part
 
 
 class LossRecord:
@@ -157,7 +176,7 @@ def as_stream(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema, options=COMPRESSED) as writer:
         for batch in batches:
-            writer.write_batch(batch)
+            writer.write_batch(batch, custom_metadata={CHECKSUM: str(checksum(batch))})
     batch_bytes: bytes = sink.getvalue().to_pybytes()[:-END]
     return batch_bytes
 
@@ -169,7 +188,8 @@ def append(batch: pa.RecordBatch, path: Path, *, about: Mapping[str, Any]) -> No
         BadInput: the file has other columns.
     """
     if not path.is_file():
-        schema = batch.schema.with_metadata({ABOUT: json.dumps(about).encode()})
+        text = json.dumps(about).encode()
+        schema = batch.schema.with_metadata({ABOUT: text, CHECKSUM: str(zlib.crc32(text)).encode()})
         write_whole(path, as_stream([batch.replace_schema_metadata(schema.metadata)], schema))
         return
     with path.open("rb") as file:
@@ -185,19 +205,63 @@ def read_batches(path: Path) -> list[pa.RecordBatch]:
     """Return a file's batches; the last one is left out if the process was killed while it wrote it.
 
     Raises:
-        BadInput: no such file, or not one of `LossRecord`.
+        BadInput: no such file, not one of `LossRecord`, or damaged.
     """
     batches: list[pa.RecordBatch] = []
     try:
         with path.open("rb") as file:
             stream = pa.ipc.open_stream(file)
-            if ABOUT not in (stream.schema.metadata or {}):
-                raise EOFError("it is no record of losses")
-            with suppress(*DAMAGED):
-                batches.extend(stream)  # which takes all that comes before the damage
+            require_schema(stream.schema)
+            while True:
+                try:
+                    batch, metadata = stream.read_next_batch_with_custom_metadata()
+                except StopIteration:
+                    break
+                except DAMAGED:
+                    if file.read(1):  # there is more: it isn't the end that was never written
+                        raise
+                    log.warning(f"{path}: its last epoch isn't whole. The first {len(batches)} are read.")
+                    break
+                require_whole(batch, metadata or {})
+                batches.append(batch)
     except DAMAGED as error:
         raise BadInput(f"{path}: can't be read ({error}). Give the output folder of a training.") from error
     return batches
+
+
+def require_whole(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes]) -> None:
+    """Raise one of `DAMAGED` unless a batch is as it was written; pyarrow trusts what it has read, up to a crash."""
+    batch.validate(full=True)
+    known = metadata.get(CHECKSUM.encode())  # version 0.1 wrote none
+    if known is not None and known.decode() != str(checksum(batch)):
+        raise EOFError("the checksum of a part is wrong: the file is damaged")
+    if batch.num_rows == 0:
+        raise EOFError("a part is empty")
+
+
+def require_schema(schema: pa.Schema) -> None:
+    """Raise `EOFError` unless a schema is that of `LossRecord`."""
+    about = (schema.metadata or {}).get(ABOUT)
+    kinds = {field.name: field.type for field in schema}
+    lists_of = {name: kind.value_type for name, kind in kinds.items() if pa.types.is_fixed_size_list(kind)}
+    if about is None or lists_of != LISTS or {name: kinds.get(name) for name in SINGLE} != SINGLE:
+        raise EOFError("it is no record of losses")
+    known = schema.metadata.get(CHECKSUM.encode())
+    if known is not None and known != str(zlib.crc32(about)).encode():
+        raise EOFError("the checksum of its description is wrong: the file is damaged")
+
+
+def checksum(batch: pa.RecordBatch) -> int:
+    """Return a checksum of what a batch holds, however it is written."""
+    crc = 0
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_dictionary(column.type):
+            content = json.dumps(column.to_pylist()).encode()
+        else:
+            flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+            content = flat.to_numpy(zero_copy_only=False).tobytes()
+        crc = zlib.crc32(content, zlib.crc32(name.encode(), crc))
+    return crc
 
 
 def read_losses(path: Path) -> tuple[pa.Table, dict[str, Any]]:
@@ -210,4 +274,7 @@ def read_losses(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     if not batches:
         raise BadInput(f"{path}: holds no whole epoch. Train on with --resume true.")
     table = pa.Table.from_batches(batches).unify_dictionaries()
-    return table, json.loads(table.schema.metadata[ABOUT])
+    try:
+        return table, json.loads(table.schema.metadata[ABOUT])
+    except ValueError as error:
+        raise BadInput(f"{path}: can't be read ({error}). Give the output folder of a training.") from error
