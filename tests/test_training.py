@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,9 @@ def test_a_training_that_stopped_goes_on_to_the_same_weights_bit_by_bit(
 def test_a_training_that_stopped_after_its_last_epoch_only_ends(train: Train, tmp_path: Path) -> None:
     output = train(tmp_path)
     whole, history = weights(output / "model.pt"), (output / "history.json").read_text()
-    earlier = (output / "checkpoint.pt").stat().st_mtime - 1
-    for stopped in (lambda: (output / "model.pt").unlink(), lambda: os.utime(output / "model.pt", (earlier, earlier))):
+    model = output / "model.pt"
+    others = {key: value + 1 for key, value in whole.items()}  # of an earlier training, by a clock that is ahead
+    for stopped in (model.unlink, lambda: torch.save(others, model), lambda: model.write_bytes(b"half a file")):
         stopped()
         train(tmp_path, resume=True)
         again = weights(output / "model.pt")
@@ -285,6 +287,27 @@ def test_a_wrong_value_is_named_in_one_line(
     assert message in str(found)
     assert "\n" not in str(found)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_two_trainings_never_write_into_one_folder(train: Train, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    code = (
+        "import sys, time; from cyclic_committee.scripts.training.distributed import claim; claim(sys.argv[1]); "
+        "print('claimed', flush=True); time.sleep(600)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(output)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "claimed\n"
+    try:
+        with pytest.raises(RuntimeError) as caught:
+            train(output)
+        assert str(find_bad_input(caught.value)).startswith(f"{output}: another training writes there.")
+        assert not (output / "slices").exists()
+    finally:
+        other.kill()
+        other.wait()
+    train(output, max_epochs=1)  # what was killed holds nothing
+    train(output, max_epochs=2, resume=True)  # nor does this process keep itself out
 
 
 def test_weights_that_can_not_be_written_are_told_before_any_case_is_prepared(train: Train, tmp_path: Path) -> None:

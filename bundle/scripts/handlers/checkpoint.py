@@ -184,13 +184,17 @@ class ResumeTraining:
         """
         self.checkpoint.load(engine)
         path, epoch = self.checkpoint.path, engine.state.epoch
-        if epoch >= (engine.state.max_epochs or 0) and not older(self.model_path, path):
+        if epoch >= (engine.state.max_epochs or 0) and self.is_written():
             raise BadInput(f"{path}: epoch {epoch} is done already. Raise max_epochs above it.")
 
-
-def older(path: Path, than: Path) -> bool:
-    """Return whether a file was written before another one, or not at all."""
-    return not path.is_file() or path.stat().st_mtime_ns < than.stat().st_mtime_ns
+    def is_written(self) -> bool:
+        """Return whether the last weights are the checkpoint's; files' times say nothing where a clock is off."""
+        trained = self.checkpoint.parts["network"].state_dict()
+        try:
+            written = load_file(self.model_path, map_location="cpu")
+        except BadInput:  # none, or damaged: they are written anew
+            return False
+        return written.keys() == trained.keys() and all(torch.equal(written[k], v.cpu()) for k, v in trained.items())
 
 
 class SaveTraining:

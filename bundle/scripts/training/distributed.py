@@ -12,6 +12,7 @@ from typing import Any
 import ignite.distributed as idist
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.utils.data import Sampler
@@ -19,6 +20,7 @@ from torch.utils.data import Sampler
 from ..runtime.errors import BadInput
 from .selection import Rule
 
+CLAIMED: dict[Path, FileLock] = {}  # by this process: the system gives them back when it ends, however it ends
 LONGEST_WAIT = timedelta(hours=6)  # for the others: preparing or validating takes some longer; torchrun ends the dead
 
 
@@ -47,6 +49,26 @@ def join(device: torch.device | str) -> None:
         world_size=world,
         timeout=LONGEST_WAIT,
     )
+
+
+def claim(output_dir: str) -> None:
+    """Keep other trainings out of a folder as long as this process lives; of several processes the first does it.
+
+    Raises:
+        BadInput: another training is writing there.
+    """
+    folder = Path(output_dir).resolve()
+    if idist.get_rank() != 0 or folder in CLAIMED:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".training.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BadInput(f"{folder}: another training writes there. Choose another output_dir, or wait.") from error
+    except (OSError, NotImplementedError):  # a file system without locks
+        return
+    CLAIMED[folder] = lock
 
 
 def attempt_prefix() -> str:
