@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from ..runtime.atomic_files import write_whole
 from ..runtime.errors import BadInput
 from ..visualize.overlays import draw_curves
+from ..visualize.slice_drawing import goes_on
 
 
 class History:
@@ -54,7 +55,8 @@ class History:
         """Draw the curves of all rows."""
         state: Any = engine.state
         if state.history:
-            draw_curves(state.history, self.curves)
+            with goes_on("the curves"):
+                draw_curves(state.history, self.curves)
 
 
 def epoch_row(engine: Engine, validator: Engine | None = None) -> dict[str, float]:

@@ -25,6 +25,7 @@ from .slice_drawing import (
     dark_page,
     draw_contour,
     finish_page,
+    goes_on,
     grey_window,
     ras_spacing,
     read_grey,
@@ -182,11 +183,12 @@ class Pictures:
                 return
             image_path = item["image"].meta["filename_or_obj"]
             label = output.get("label")
-            draw_overlay(
-                image_path,
-                prediction=output["pred"][0].cpu().numpy(),
-                reference=None if label is None else label[0].cpu().numpy(),
-                labels=self.labels,
-                path=self.folder / f"{case_name(image_path)}.png",
-            )
+            with goes_on(f"the picture of {image_path}"):
+                draw_overlay(
+                    image_path,
+                    prediction=output["pred"][0].cpu().numpy(),
+                    reference=None if label is None else label[0].cpu().numpy(),
+                    labels=self.labels,
+                    path=self.folder / f"{case_name(image_path)}.png",
+                )
             self.drawn += 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from matplotlib.lines import Line2D
 from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.errors import BadInput
 
+logger = logging.getLogger(__name__)
 # After Okabe and Ito, safe for the colour-blind: dark blue would vanish on CT.
 ON_CT = ("#56B4E9", "#E69F00", "#FF7FC8", "#F0E442", "#00C08B", "#FF7F3F")
 NIGHT, DAYLIGHT = "#101010", "#F2F2F2"
@@ -25,6 +28,15 @@ LEVEL_HU, WIDTH_HU = 40, 400  # soft tissue
 AIR_HU = -500  # an image that reaches below is a CT
 PAGE_IN, DPI = 14.0, 100  # inches, so 1400 pixels
 OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
+
+
+@contextlib.contextmanager
+def goes_on(what: str) -> Iterator[None]:
+    """Make a warning of whatever goes wrong: a picture that can't be drawn ends no training."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning(f"{what} can't be drawn ({error}). All else goes on.")
 
 
 def read_grey(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
