@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sized
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ignite.distributed as idist
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.utils.data import Sampler
@@ -20,7 +21,7 @@ from torch.utils.data import Sampler
 from ..runtime.errors import BadInput
 from .selection import Rule
 
-CLAIMED: dict[Path, FileLock] = {}  # by this process: the system gives them back when it ends, however it ends
+CLAIMED: dict[Path, TextIO] = {}  # by this process: the system gives them back when it ends, however it ends
 LONGEST_WAIT = timedelta(hours=6)  # for the others: preparing or validating takes some longer; torchrun ends the dead
 
 
@@ -61,13 +62,14 @@ def claim(output_dir: str) -> None:
     if idist.get_rank() != 0 or folder in CLAIMED:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".training.lock")
+    lock = (folder / ".training.lock").open("a")
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BadInput(f"{folder}: another training writes there. Choose another output_dir, or wait.") from error
-    except (OSError, NotImplementedError):  # a file system without locks
-        return
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, it isn't the loading processes', too
+    except OSError as error:
+        lock.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BadInput(f"{folder}: another training writes there. Choose another output_dir, or wait.") from error
+        return  # a file system without locks
     CLAIMED[folder] = lock
 
 
