@@ -82,6 +82,14 @@ def test_the_file_is_a_stream_that_pyarrow_reads(tmp_path: Path) -> None:
         assert pa.ipc.open_stream(file).read_all().num_rows == 12
 
 
+def test_an_epoch_is_on_the_disk_before_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(loss_record, "flush", lambda path: flushed.append(path.stat().st_size))
+    path = train(tmp_path, epochs=3)
+    assert flushed[-1] == path.stat().st_size
+    assert len(flushed) == 2  # the first epoch's file was renamed into place
+
+
 @pytest.mark.parametrize("lost", [1, 100, 400])
 def test_a_file_that_ends_in_the_middle_of_an_epoch_holds_the_epochs_before(tmp_path: Path, lost: int) -> None:
     path = train(tmp_path, epochs=3)

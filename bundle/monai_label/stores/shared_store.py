@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 from monailabel.datastore.local import LocalDatastore
 
-from ...scripts.runtime.atomic_files import write_whole
+from ...scripts.runtime.atomic_files import flush, write_whole
 
 
 class SharedStore(LocalDatastore):
@@ -45,8 +45,12 @@ class SharedStore(LocalDatastore):
         return FileLock(f"{self._lock_file}.change", is_singleton=True)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Save an image's label under a tag."""
-        return str(self.change("save_label", image_id, label_filename, label_tag, label_info))
+        """Save an image's label under a tag. When this returns it is on the disk: it may be an hour's work."""
+        label_id = str(self.change("save_label", image_id, label_filename, label_tag, label_info))
+        label = Path(LocalDatastore.get_label_uri(self, label_id, label_tag))
+        flush(label)
+        flush(label.parent)
+        return label_id
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Add an image."""

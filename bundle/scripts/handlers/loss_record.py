@@ -21,7 +21,7 @@ from monai.utils import string_list_all_gather
 from torch import Tensor
 
 from ..data.slice_store import case_names
-from ..runtime.atomic_files import write_whole
+from ..runtime.atomic_files import flush, write_whole
 from ..runtime.errors import BadInput
 
 log = logging.getLogger(__name__)
@@ -199,6 +199,7 @@ def append(batch: pa.RecordBatch, path: Path, *, about: Mapping[str, Any]) -> No
     head = len(as_stream([], batch.schema))
     with path.open("ab") as file:
         file.write(as_stream([batch], batch.schema)[head:])
+    flush(path)  # or a checkpoint of this epoch may outlive it when the power fails
 
 
 def read_batches(path: Path) -> list[pa.RecordBatch]:
