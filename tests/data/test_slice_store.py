@@ -15,7 +15,7 @@ import torch
 from conftest import TESTS, contents, preparation
 
 from cyclic_committee.scripts.data.cases import find_cases
-from cyclic_committee.scripts.data.slice_store import index_foreground, store_cases
+from cyclic_committee.scripts.data.slice_store import index_foreground, store_cases, what_is_stored
 from cyclic_committee.scripts.runtime.atomic_files import HOST, UNFINISHED
 from cyclic_committee.scripts.runtime.errors import BadInput
 from cyclic_committee.scripts.transforms.normalisation import ClipAndStandardise, StandardiseImage
@@ -240,6 +240,40 @@ def test_a_case_is_stored_once_and_anew_when_a_file_or_a_setting_changes(phantom
     os.utime(copies["image"], ns=(1, 1))
     changed.append(stored())
     assert len({first, *changed}) == 6
+
+
+@pytest.mark.parametrize("file", ["image_0000.nii", "label.nii", "places.npy", "place_counts.npy", "case.json"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_a_damaged_entry_is_found_and_prepared_anew(
+    phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: str
+) -> None:
+    [case, *_] = cases_of(phantoms)
+    [stored] = store_cases([case], folder=tmp_path, preparation=preparation())
+    whole = contents(stored.folder)
+    path = stored.folder / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(data if damage == "flipped" else data[:-3])
+    [again] = store_cases([case], folder=tmp_path, preparation=preparation())
+    assert again == stored
+    assert contents(again.folder) == whole
+    assert f"{stored.folder}: is damaged, or of an older version. It is prepared anew." in caplog.text
+    assert [one.name for one in tmp_path.iterdir()] == [stored.folder.name]
+
+
+def test_no_bit_of_a_stored_cases_description_can_be_flipped_unseen(phantoms: Path, tmp_path: Path) -> None:
+    [case, *_] = cases_of(phantoms)
+    [stored] = store_cases([case], folder=tmp_path, preparation=preparation())
+    path = stored.folder / "case.json"
+    about, whole = what_is_stored(stored.folder), path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (1, 4, 32):
+            data = bytearray(whole)
+            data[place] ^= bit
+            path.write_bytes(data)
+            assert what_is_stored(stored.folder) in (None, about)
 
 
 def test_a_case_that_cannot_be_stored_leaves_nothing_behind_and_the_others_there(

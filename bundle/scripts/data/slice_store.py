@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from isal.isal_zlib import crc32
 from torch import Tensor
 
 from ..runtime.atomic_files import put_in_place, remove_unfinished, unfinished_path
@@ -38,6 +40,8 @@ HEADER_BYTES = 352  # of an uncompressed NIfTI file without extensions
 STEPS = 32767  # of int16, on either side of 0
 TENSOR_TYPES = ("uint8", "int8", "int16", "int32", "int64", "float32", "float64")  # others become float32
 MOST_PLACES = 1000  # of a class in a slice that the index holds
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -184,20 +188,49 @@ def store_case(case: Mapping[str, Any], *, folder: Path, preparation: Preparatio
         BadInput: a file that can't be read; NaN; image and label that don't match; unknown label ids; no room.
     """
     place = place_of(case, folder=folder, preparation=preparation)
-    if not place.is_dir():
+    if what_is_stored(place) is None:
+        if place.is_dir():
+            log.warning(f"{place}: is damaged, or of an older version. It is prepared anew.")
         image, label, affine = prepare_case(case, preparation)
         unfinished = unfinished_path(place)
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir(parents=True)
             write_case(unfinished, image=image, label=label, affine=affine, classes=len(preparation.labels))
+            if what_is_stored(place) is None:
+                shutil.rmtree(place, ignore_errors=True)
             put_in_place(unfinished, place)
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            if not place.is_dir():  # or else another run was quicker
+            if what_is_stored(place) is None:  # or else another run was quicker
                 raise BadInput(f"{place}: can't be written ({error}). Make room, or choose another folder.") from error
-    about = json.loads((place / "case.json").read_text())
+    about = what_is_stored(place)
+    if about is None:
+        raise BadInput(f"{place}: is damaged as soon as it is written. Look at the disk, or choose another folder.")
     return StoredCase(name=case["name"], folder=place, shape=tuple(about["shape"]), scales=tuple(about["scales"]))
+
+
+def what_is_stored(place: Path) -> dict[str, Any] | None:
+    """Return the description of a stored case whose files are as they were written, by size and checksum; else None."""
+    try:
+        about: dict[str, Any] = json.loads((place / "case.json").read_text())
+        if about.pop("checksum") != crc32(json.dumps(about).encode()):
+            return None
+        for name, (size, checksum) in about["files"].items():
+            if (place / name).stat().st_size != size or checksum_of(place / name) != checksum:
+                return None
+        return about
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def checksum_of(path: Path) -> int:
+    """Return the CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while part := file.read(2**24):
+            crc = crc32(part, crc)
+    return crc
 
 
 def place_of(case: Mapping[str, Any], *, folder: Path, preparation: Preparation) -> Path:
@@ -281,7 +314,10 @@ def write_case(folder: Path, *, image: Tensor, label: Tensor, affine: np.ndarray
     np.save(folder / "places.npy", places.astype("<i4"))
     np.save(folder / "place_counts.npy", counts)
     shape = [label.shape[1], label.shape[2], label.shape[0]]
-    (folder / "case.json").write_text(json.dumps({"shape": shape, "scales": scales}) + "\n")
+    files = {path.name: (path.stat().st_size, checksum_of(path)) for path in sorted(folder.iterdir())}
+    about = {"shape": shape, "scales": scales, "files": files}
+    checksum = crc32(json.dumps(about).encode())
+    (folder / "case.json").write_text(json.dumps({**about, "checksum": checksum}) + "\n")
 
 
 def write_volume(path: Path, slices: np.ndarray, affine: np.ndarray, scale: float) -> None:
