@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from monailabel.utils.others.generic import device_list
 
 from ..scripts.bundles.server_folder import MODEL, served_bundle
 from ..scripts.inference.predictor import plain_errors
+from ..scripts.runtime.config_files import read_object
 from ..scripts.runtime.configuration import open_config
 from .disagreement import NAME, DisagreementScoring, MostDisputed
 from .guard.parameters import InferenceOptions, parse
@@ -58,7 +58,7 @@ class CommitteeApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.work, self.bundle = Path(app_dir), served_bundle(Path(app_dir))
-        metadata = json.loads((self.bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        metadata = read_object(self.bundle / "configs" / "metadata.json")
         self.metadata = metadata
         self.label_ids = labels_of(self.bundle)
         self.scores = Scores(self.work / "scores.json")

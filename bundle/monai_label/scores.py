@@ -33,9 +33,9 @@ class Scores:
         """Return image id -> `disagreement` in [0, 1] (None: it can't be scored) and `weights`, their stamp."""
         try:
             found: dict[str, dict[str, Any]] = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # damaged: all is scored anew
             return {}
-        return found
+        return found if isinstance(found, dict) else {}
 
     def put(self, image_id: str, disagreement: float | None, weights: str) -> None:
         """Write one image's score."""

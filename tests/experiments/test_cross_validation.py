@@ -111,6 +111,12 @@ def test_a_folder_goes_on_with_its_own_settings_only(
     out = tmp_path / "run"
     rows = cross_validate(data_list, out, overlays=[str(tiny)], data_root=phantoms, values={"seed": 1})
     assert [row["case"] for row in rows] == ["case_0", "case_1"]
+    whole = (out / "cross_validation.json").read_text()
+    for damaged, told in ((whole[:-9], "damaged JSON in line"), ("[]", "holds no JSON object")):
+        (out / "cross_validation.json").write_text(damaged)
+        with pytest.raises(BadInput, match=rf"cross_validation\.json: {told}"):
+            cross_validate(data_list, out, overlays=[str(tiny)], data_root=phantoms, values={"seed": 1})
+    (out / "cross_validation.json").write_text(whole)
     for other in ({"values": {"seed": 2}}, {"overlays": []}):
         settings = {"overlays": [str(tiny)], "values": {"seed": 1}, "data_root": phantoms, **other}
         with pytest.raises(BadInput, match=f"was begun with other {next(iter(other))}"):

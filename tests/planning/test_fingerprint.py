@@ -16,6 +16,7 @@ from cyclic_committee.scripts.planning.fingerprint import (
     measure_case,
     measure_cases,
 )
+from cyclic_committee.scripts.runtime.atomic_files import read_with_checksum, with_checksum
 from cyclic_committee.scripts.runtime.errors import BadInput
 
 
@@ -84,10 +85,24 @@ def test_what_was_measured_is_read_again_until_a_file_changes(tmp_path: Path) ->
     case, _, _ = random_case(tmp_path, "a")
     first = measure_cases([case], labels=LABELS, folder=tmp_path / "f")
     [path] = (tmp_path / "f").iterdir()
-    path.write_text(path.read_text().replace('"name": "a"', '"name": "read"'))
+    path.write_text(with_checksum({**(read_with_checksum(path) or {}), "name": "read"}))
     assert measure_cases([case], labels=LABELS, folder=tmp_path / "f")[0].name == "read"
     os.utime(case.label, ns=(1, 1))
     assert measure_cases([case], labels=LABELS, folder=tmp_path / "f") == first
+
+
+def test_what_was_measured_and_is_damaged_is_measured_again(tmp_path: Path) -> None:
+    case, _, _ = random_case(tmp_path, "a")
+    first = measure_cases([case], labels=LABELS, folder=tmp_path / "f", processes=0)
+    [path] = (tmp_path / "f").iterdir()
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(whole), size=20):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert measure_cases([case], labels=LABELS, folder=tmp_path / "f", processes=0) == first
+        path.write_bytes(whole[:place])
+        assert measure_cases([case], labels=LABELS, folder=tmp_path / "f", processes=0) == first
+        assert path.read_bytes() == whole
 
 
 def test_a_bad_case_is_named_and_the_finished_ones_are_kept(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import yaml
 from ..inference.predictor import Predictor
 from ..runtime.atomic_files import put_in_place, unfinished_path, write_whole
 from ..runtime.bundle_paths import bundle_root
-from ..runtime.config_files import find_config, merged_overlays
+from ..runtime.config_files import find_config, merged_overlays, read_object
 from ..runtime.errors import BadInput
 from .fold_bundle import OVERLAY, copy_template, write_fold
 
@@ -50,10 +50,12 @@ def make_work_folder(
     source = {"bundle": str(root), "overlays": files, "weights": str(weights)}
     record = work / "source.json"
     if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
+        before = read_object(record)
         for key, value in source.items():
-            if before[key] != value:
-                raise BadInput(f"{work}: was made with the {key} {before[key]}, not {value}. Choose another --work.")
+            if before.get(key) != value:
+                raise BadInput(
+                    f"{work}: was made with the {key} {before.get(key)}, not {value}. Choose another --work."
+                )
         return
     if not (root / "configs" / "inference.yaml").is_file():
         raise BadInput(f"{root}: holds no configs/inference.yaml. Give a bundle's folder with --bundle.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.config_files import require_no_code
+from ..runtime.config_files import read_json, require_no_code
 from ..runtime.errors import BadInput
 from .case_files import CHANNEL_SUFFIX, Problem
 from .volumes import case_name
@@ -42,18 +42,6 @@ def read_description(path: Path) -> dict[str, Any]:
     if not isinstance(described, dict):
         raise BadInput(f"{path}: holds no JSON object. Write {{...}} with the data set's description.")
     return described
-
-
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; see `read_description`."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}: damaged JSON in line {error.lineno} ({error.msg}). Correct it there.") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not written in UTF-8 ({error.reason}). Save it as UTF-8.") from error
-    except OSError as error:
-        raise BadInput(f"{path}: can't be read ({error.strerror}). Check the path.") from error
 
 
 def label_names(described: Mapping[str, Any], path: Path) -> dict[int, str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..runtime.config_files import read_json
 from ..runtime.errors import BadInput
 from .case_files import WHOLE, Case, Problem, image_keys, list_volumes, most_common, pair_files
 from .data_lists import (
@@ -20,7 +21,6 @@ from .data_lists import (
     mistyped_keys,
     named_entries,
     read_description,
-    read_json,
 )
 from .volumes import SUFFIXES, case_name
 

@@ -19,7 +19,7 @@ import torch
 from isal.isal_zlib import crc32
 from torch import Tensor
 
-from ..runtime.atomic_files import put_in_place, remove_unfinished, unfinished_path
+from ..runtime.atomic_files import put_in_place, read_with_checksum, remove_unfinished, unfinished_path, with_checksum
 from ..runtime.errors import BadInput
 from ..runtime.parallel import for_each
 from ..transforms.normalisation import Normalisation, fit_channels, nonzero_box
@@ -212,15 +212,15 @@ def store_case(case: Mapping[str, Any], *, folder: Path, preparation: Preparatio
 
 def what_is_stored(place: Path) -> dict[str, Any] | None:
     """Return the description of a stored case whose files are as they were written, by size and checksum; else None."""
+    about = read_with_checksum(place / "case.json")
+    if about is None:
+        return None
     try:
-        about: dict[str, Any] = json.loads((place / "case.json").read_text())
-        if about.pop("checksum") != crc32(json.dumps(about).encode()):
-            return None
         for name, (size, checksum) in about["files"].items():
             if (place / name).stat().st_size != size or checksum_of(place / name) != checksum:
                 return None
         return about
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError:
         return None
 
 
@@ -315,9 +315,7 @@ def write_case(folder: Path, *, image: Tensor, label: Tensor, affine: np.ndarray
     np.save(folder / "place_counts.npy", counts)
     shape = [label.shape[1], label.shape[2], label.shape[0]]
     files = {path.name: (path.stat().st_size, checksum_of(path)) for path in sorted(folder.iterdir())}
-    about = {"shape": shape, "scales": scales, "files": files}
-    checksum = crc32(json.dumps(about).encode())
-    (folder / "case.json").write_text(json.dumps({**about, "checksum": checksum}) + "\n")
+    (folder / "case.json").write_text(with_checksum({"shape": shape, "scales": scales, "files": files}))
 
 
 def write_volume(path: Path, slices: np.ndarray, affine: np.ndarray, scale: float) -> None:

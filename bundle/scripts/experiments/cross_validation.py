@@ -14,7 +14,7 @@ from ..handlers.mlflow_parent_run import ParentRun
 from ..metrics.score_table import ScoreRow, format_table, read_csv, summarise, write_csv, write_json
 from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.bundle_paths import bundle_root, copy_without_use
-from ..runtime.config_files import find_config, require_mapping
+from ..runtime.config_files import find_config, read_object, require_mapping
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput
 from ..runtime.workflow import as_bool
@@ -116,7 +116,7 @@ def begin(
     wanted = json.loads(json.dumps({**settings, "overlays": texts}, default=str))
     path = out / SETTINGS
     if path.is_file():
-        written = json.loads(path.read_text())
+        written = read_object(path)
         other = [key for key in wanted if wanted[key] != written.get(key)]
         if other:
             raise BadInput(f"{path}: was begun with other {', '.join(other)}. Choose another folder with --out.")

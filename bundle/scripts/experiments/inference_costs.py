@@ -18,6 +18,7 @@ from typing import Any
 from ..data.cases import find_cases, require_cases
 from ..data.volumes import case_name, first_file
 from ..runtime.atomic_files import write_whole
+from ..runtime.config_files import read_object
 from ..runtime.csv_tables import csv_text, read_csv_rows
 from ..runtime.errors import BadInput
 from .bundle_run import bundle_command, end_with_parent, quiet_environment
@@ -56,7 +57,7 @@ def case_costs(run: str | Path, *, cases: int) -> list[CaseCost]:
     run = Path(run).resolve()
     if not (run / SETTINGS).is_file():
         raise BadInput(f"{run}: is no cross-validation. Give the folder that one was written to.")
-    settings = json.loads((run / SETTINGS).read_text())
+    settings = read_object(run / SETTINGS)
     known = {cost.case: cost for cost in read_costs(run / FILE)}
     for fold, item in islice(validated(run, settings), cases):
         name = case_name(first_file(item["image"]))

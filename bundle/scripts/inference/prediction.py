@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from ..dicom.series import DicomSeries
 from ..handlers.label_map_writer import write_label_file
 from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.bundle_paths import bundle_root
+from ..runtime.config_files import read_object
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput, find_bad_input
 from .disagreement import FULL_SCALE, MemberProbabilities
@@ -74,7 +74,7 @@ def predict_command(
     if disagreement:
         MemberProbabilities(predictor.network)  # type: ignore[arg-type]  # raises if nobody is there to disagree
     labels = dict(config.get_parsed_content("labels"))
-    metadata = json.loads(Path(bundle or bundle_root(), "configs", "metadata.json").read_text())
+    metadata = read_object(Path(bundle or bundle_root(), "configs", "metadata.json"))
     volumes, faults = find_volumes(source, out=out, channels=len(predictor.inferer.normalise))
     for note in notes_on_series([volume.series for volume in volumes if volume.series], labels, metadata):
         print(f"note: {note}")

@@ -17,7 +17,7 @@ import torch
 
 from ..data.case_files import Case
 from ..data.volumes import as_label_ids, open_volume, read_image, read_voxels, require_same_grid
-from ..runtime.atomic_files import put_in_place, unfinished_path
+from ..runtime.atomic_files import put_in_place, read_with_checksum, unfinished_path, with_checksum
 from ..runtime.errors import BadInput
 from ..runtime.parallel import for_each
 from ..transforms.normalisation import nonzero_box
@@ -57,16 +57,18 @@ def measured(case: Case, *, labels: Mapping[Any, str], folder: Path) -> CaseFing
     stats = [(str(path.resolve()), os.stat(path)) for path in (*case.image, case.label)]
     key = [sorted(int(label) for label in labels), [[p, s.st_size, s.st_mtime_ns] for p, s in stats]]
     path = folder / f"{case.name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
-    if not path.is_file():
+    known = read_with_checksum(path)
+    if known is None:
         fingerprint = measure_case(case, labels=labels)
         unfinished = unfinished_path(path)
         try:
-            unfinished.write_text(json.dumps(asdict(fingerprint)) + "\n")
+            unfinished.write_text(with_checksum(asdict(fingerprint)))
             put_in_place(unfinished, path)
         except OSError as error:
             unfinished.unlink(missing_ok=True)
             raise BadInput(f"{path}: can't be written ({error}). Make room, or choose another folder.") from error
-    return CaseFingerprint(**json.loads(path.read_text()))
+        return fingerprint
+    return CaseFingerprint(**known)
 
 
 def measure_case(case: Case, *, labels: Mapping[Any, str]) -> CaseFingerprint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import platform
 import re
@@ -11,7 +12,9 @@ import shutil
 import tempfile
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import BadInput
 
@@ -60,6 +63,21 @@ def flush(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def with_checksum(content: Mapping[str, Any]) -> str:
+    """Return JSON of one line with its own checksum, which `read_with_checksum` compares."""
+    return json.dumps({**content, "checksum": zlib.crc32(json.dumps(content).encode())}) + "\n"
+
+
+def read_with_checksum(path: Path) -> dict[str, Any] | None:
+    """Return what `with_checksum` made; None if the file is missing, damaged, or was written otherwise."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        checksum = content.pop("checksum")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return content if checksum == zlib.crc32(json.dumps(content).encode()) else None
 
 
 def require_writable(**places: str) -> None:

@@ -87,6 +87,34 @@ def require_config(
     return files
 
 
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds, with or without a byte order mark.
+
+    Raises:
+        BadInput: missing, unreadable, damaged (with the line).
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: damaged JSON in line {error.lineno} ({error.msg}). Correct it there.") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not written in UTF-8 ({error.reason}). Save it as UTF-8.") from error
+    except OSError as error:
+        raise BadInput(f"{path}: can't be read ({error.strerror}). Check the path.") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        BadInput: see `read_json`; or it holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: holds no JSON object. Replace it.")
+    return content
+
+
 def require_mapping(file: str | Path) -> dict[str, Any]:
     """Return a configuration file's keys and values, as they stand there.
 
