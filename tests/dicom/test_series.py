@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,16 @@ import pytest
 pytest.importorskip("pydicom", reason="DICOM needs pip install '.[dicom]'")
 
 from dicom_studies import alter, write_series
-from pydicom import dcmread
+from pydicom import dcmread, dcmwrite
+from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     MPEG2MPML,
+    UID,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -29,7 +34,7 @@ from pydicom.uid import (
 )
 
 from cyclic_committee.scripts.dicom import pixels as dicom_pixels
-from cyclic_committee.scripts.dicom.series import DicomSeries, find_series
+from cyclic_committee.scripts.dicom.series import DicomSeries, FoundSeries, find_series
 from cyclic_committee.scripts.runtime.errors import BadInput
 
 SHAPE = (36, 33, 7)  # JPEG 2000 wants 32 pixels
@@ -207,13 +212,104 @@ def test_what_is_no_slice_is_passed_over_with_a_word(tmp_path: Path, voxels: np.
     write_series(tmp_path / "a", voxels[:, :, :2], AXIAL, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     write_series(tmp_path / "b", voxels[:, :, :2], AXIAL, Modality="SEG", SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4")
     (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / ".hidden").write_text("nothing")
     (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     found = find_series(tmp_path)
     assert (len(found.series), found.faults) == (1, [])
     assert found.skipped == [
+        f"{tmp_path}: 1 x .txt files: passed over.",
         f"{tmp_path}: 2 x SEG: passed over.",
         f"{tmp_path}: 2 x localizer: passed over.",
     ]
+
+
+def without_preamble(path: Path, *, syntax: str | None = None) -> None:
+    """Write a file again as programs did before there was a preamble: all tags, or those without tags on the file."""
+    if syntax is None:
+        path.write_bytes(path.read_bytes()[132:])
+        return
+    slice_, uid = dcmread(path), UID(syntax)
+    if not uid.is_little_endian:
+        slice_.PixelData = slice_.pixel_array.byteswap().tobytes()
+    slice_.file_meta, slice_.preamble = FileMetaDataset(), None
+    dcmwrite(path, slice_, implicit_vr=uid.is_implicit_VR, little_endian=uid.is_little_endian)
+
+
+@pytest.mark.parametrize("number", [1, 7], ids=["one slice", "all slices"])
+@pytest.mark.parametrize(
+    "syntax",
+    [None, ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian],
+    ids=["with tags on the file", "implicit", "explicit", "big endian"],
+)
+def test_slices_without_a_preamble_are_read(
+    tmp_path: Path, voxels: np.ndarray, syntax: str | None, number: int
+) -> None:
+    for path in write_series(tmp_path, voxels, AXIAL)[-number:]:
+        without_preamble(path, syntax=syntax)
+    assert_same_volume(read_one(tmp_path), voxels, AXIAL)
+
+
+def link_to_nothing(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("slice_0006.dcm", lambda path: path.write_bytes(b"")),
+        ("slice_0006.dcm", lambda path: path.write_text("not a slice")),
+        ("slice_0006.dcm", lambda path: path.write_bytes(gzip.compress(path.read_bytes()))),
+        ("slice_0006.dcm", lambda path: path.write_bytes(path.read_bytes()[:140])),
+        ("slice_0006.dcm", link_to_nothing),
+        ("IM.0006", link_to_nothing),
+        ("IM0006", lambda path: path.write_text("not a slice")),
+        ("IM0006.special", lambda path: path.write_text("not a slice")),
+    ],
+)
+def test_a_series_is_not_read_without_its_unreadable_slice(
+    tmp_path: Path, voxels: np.ndarray, name: str, spoil: Callable[[Path], Any]
+) -> None:
+    """The last one: the others make a volume, and nobody would miss it."""
+    write_series(tmp_path / "another", voxels, AXIAL)
+    for k, path in enumerate(write_series(tmp_path / "series", voxels, AXIAL)):
+        path.rename(path.with_name(name.replace("6", str(k))))
+    spoil(tmp_path / "series" / name)
+    found = find_series(tmp_path)
+    assert [series.folder.name for series in found.series] == ["another"]
+    [fault] = found.faults
+    assert fault.startswith(f"{tmp_path / 'series' / name}: not a readable DICOM file (")
+    assert fault.endswith(" No series of its folder is labelled: a slice may be missing. Replace it or take it out.")
+
+
+def test_unreadable_slices_are_counted(tmp_path: Path, voxels: np.ndarray) -> None:
+    for path in write_series(tmp_path, voxels, AXIAL)[2:]:
+        path.write_text("")
+    [fault] = find_series(tmp_path).faults
+    assert f"{tmp_path / 'slice_0002.dcm'}: not a readable" in fault
+    assert "So are 4 more of its folder." in fault
+
+
+def test_files_that_begin_with_small_numbers_are_no_dicom_files(tmp_path: Path) -> None:
+    for number in (2, 8):
+        np.array([number, 5, 7], np.int32).tofile(tmp_path / f"{number}.raw")
+        np.array([number, 5, 7], np.int64).tofile(tmp_path / f"{number}.long.raw")
+        np.array([number, 7], np.float32).tofile(tmp_path / f"{number}.float.raw")
+    assert find_series(tmp_path) == FoundSeries()
+
+
+def test_linked_folders_and_files_are_followed(tmp_path: Path, voxels: np.ndarray) -> None:
+    paths = write_series(tmp_path / "store", voxels, AXIAL)
+    write_series(tmp_path / "in" / "one", voxels, AXIAL)
+    (tmp_path / "in" / "two").symlink_to(tmp_path / "store")
+    (tmp_path / "in" / "two" / "circle").symlink_to(tmp_path / "in")
+    paths[3].rename(tmp_path / "elsewhere")
+    paths[3].symlink_to(tmp_path / "elsewhere")
+    found = find_series(tmp_path / "in")
+    assert [(series.folder.name, len(series.files)) for series in found.series] == [("one", 7), ("two", 7)]
+    assert found.faults == []
+    circle, first = tmp_path / "in" / "two" / "circle", tmp_path / "in"
+    assert found.skipped == [f"{circle}: leads to {first}, which is looked at already: passed over."]
 
 
 def test_a_slice_that_is_there_twice_counts_once(tmp_path: Path, voxels: np.ndarray) -> None:

@@ -200,6 +200,44 @@ def test_what_was_labelled_before_is_not_labelled_again(predict: Any, study: Pat
         assert len(files(study / "labels")) == 5
 
 
+def test_linked_folders_are_labelled_under_their_own_names(
+    predict: Any, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (study / "patient").rename(tmp_path / "store")
+    (study / "scan.nii.gz").rename(tmp_path / "store" / "scan.nii.gz")
+    (study / "alice").symlink_to(tmp_path / "store")
+    (study / "bob").symlink_to(tmp_path / "store" / "turned")
+    (study / "alice" / "circle").symlink_to(study)
+    predict(study, tmp_path / "out")
+    assert files(tmp_path / "out") == [
+        "alice/scan.nii.gz",
+        "alice/straight.dcm",
+        "alice/straight.nii.gz",
+        "alice/turned.dcm",
+        "alice/turned.nii.gz",
+    ]
+    said = capsys.readouterr().out
+    assert f"{study / 'alice' / 'circle'}: leads to {study}, which is looked at already" in said
+
+
+def test_a_shorter_volume_is_never_labelled_for_an_unreadable_slice(
+    predict: Any, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = sorted((study / "patient" / "straight").iterdir())[-1]
+    last.write_bytes(last.read_bytes()[132 + 400 :])
+    with pytest.raises(BadInput, match="1 of 3 weren't labelled"):
+        predict(study, tmp_path / "out")
+    assert not (tmp_path / "out" / "patient" / "straight.nii.gz").exists()
+    assert f"error: {last}: not a readable DICOM file" in capsys.readouterr().err
+
+
+def test_a_folder_of_slices_alone_that_cannot_be_read_is_named(predict: Any, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "IM0001.dcm").write_text("no slice")
+    with pytest.raises(BadInput, match="in: 1 of 1 weren't labelled"):
+        predict(tmp_path / "in", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..data.volumes import TOLERABLE_SHIFT
 from ..runtime.errors import BadInput
+from .files import Header
 from .pixels import stored_pixels
 
-Header = Any  # pydicom.Dataset
 Slice = tuple[Path, Header]  # its file, and what it says but its pixels
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")

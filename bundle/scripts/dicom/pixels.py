@@ -11,13 +11,13 @@ import numpy as np
 from monai.utils import optional_import
 
 from ..runtime.errors import BadInput
+from .files import read_dicom
 
 pydicom, _ = optional_import("pydicom")
 encaps, _ = optional_import("pydicom.encaps")
 pixels, _ = optional_import("pydicom.pixels")
 imagecodecs, has_imagecodecs = optional_import("imagecodecs")
 
-IMPLICIT = "1.2.840.10008.1.2"
 JPEG = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70))  # baseline, extended, lossless
 # Named, so that no other takes over on damaged data: GDCM, if it is installed, then ends the whole process
 PLUGINS: Mapping[str, str] = {
@@ -30,7 +30,7 @@ PACKAGES: Mapping[str, str] = {"pyjpegls": "pyjpegls", "pylibjpeg": "pylibjpeg p
 
 def syntax_of(header: Any) -> str:
     """Return how a DICOM file is stored: its transfer syntax."""
-    return str(header.file_meta.get("TransferSyntaxUID") or IMPLICIT)
+    return str(header.file_meta.TransferSyntaxUID)
 
 
 def require_decoder(file: Path, header: Any) -> None:
@@ -61,7 +61,7 @@ def stored_pixels(file: Path, header: Any) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about padding, and the like
-            slice_ = pydicom.dcmread(file)  # pixel_array doesn't inflate a deflated file by itself
+            slice_ = read_dicom(file, pixels=True)  # pixel_array doesn't inflate a deflated file by itself
             if syntax in JPEG:
                 stored = decode_jpeg(slice_)
             else:

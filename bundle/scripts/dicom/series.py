@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ import nibabel as nib
 import numpy as np
 from monai.utils import optional_import
 
+from ..data.folders import files_below
+from ..data.volumes import SUFFIXES as NIFTI
 from ..runtime.errors import BadInput
+from .files import Header, read_headers, suffix_of
 from .geometry import (
     CT_IMAGE,
-    Header,
     Slice,
     even_step,
     plane_axes,
@@ -33,7 +35,6 @@ pydicom, _ = optional_import("pydicom")
 
 IMAGES = (CT_IMAGE, "1.2.840.10008.5.1.4.1.1.4")  # CT and MR image storage: a file a slice
 MULTI_FRAME = ("1.2.840.10008.5.1.4.1.1.2.", "1.2.840.10008.5.1.4.1.1.4.")  # what begins so holds many slices a file
-KIND = ("SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes to NIfTI's
 WORTH_A_WORD_MM = 0.1  # sideways a slice: less is rounding, more is a gantry tilt
 
@@ -104,88 +105,83 @@ class FoundSeries:
     skipped: list[str] = field(default_factory=list)
 
 
-def is_dicom(file: Path) -> bool:
-    """Return whether a file says that it is a DICOM file."""
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def dicom_files(folder: Path) -> list[Path]:
-    """Return the DICOM files of a folder and the folders in it, sorted; of any name, but a DICOMDIR is none."""
-    files = [Path(place, name) for place, _, names in os.walk(folder) for name in names if name != "DICOMDIR"]
-    return sorted(file for file in files if is_dicom(file))
-
-
 def find_series(folder: Path) -> FoundSeries:
     """Return the CT and MR series that lie in a folder and the folders in it, however they are spread.
+
+    See `group_series`. Linked folders are followed.
+    """
+    below = files_below(folder)
+    found = group_series(folder, below.files)
+    return FoundSeries(found.series, below.faults + found.faults, below.notes + found.skipped)
+
+
+def group_series(folder: Path, files: Sequence[Path]) -> FoundSeries:
+    """Return the CT and MR series that some of the files of a folder are.
 
     Each is checked, but for its pixel data. What isn't CT or MR, and localizers, are passed over. Where a tilt of the
     gantry shifts the slices evenly sideways, the affine is sheared. Slices that are there twice are dropped.
 
     Faults name the file: multi-frame images, no decoder for the transfer syntax, missing tags, slices of other sizes
-    or directions, different slices at one place (several phases), missing slices, one slice. A file that is cut off in
-    its header names no series: if it was the first or the last slice, the rest still makes a volume.
+    or directions, different slices at one place (several phases), missing slices, one slice. A file that can't be read
+    may be a slice of any series in its folder: none of these is returned.
     """
+    found = FoundSeries()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about values that aren't as the standard wants them
-        return group_series(folder, dicom_files(folder))
+        read = read_headers(file for file in files if not file.name.endswith(NIFTI))
+        others = Counter(f"{suffix_of(file) or 'other'} files" for file in read.others)
+        slices: dict[str, list[Slice]] = {}
+        for file, header in read.headers:
+            try:
+                other = other_kind(file, header)
+            except BadInput as error:
+                found.faults.append(str(error))
+                continue
+            if other:
+                others[other] += 1
+            else:
+                slices.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((file, header))
+        lacking = {file.parent for file in read.unreadable}
+        for uid, of_series in slices.items():
+            try:
+                if lacking.isdisjoint(file.parent for file, _ in of_series):
+                    found.series.append(make_series(uid, of_series))
+            except BadInput as error:
+                found.faults.append(str(error))
+            except Exception as error:  # pydicom raises many kinds of errors when it comes to a tag that is damaged
+                what = f"{of_series[0][0]}: its series has tags that make no sense ({error}). Export it again."
+                found.faults.append(str(BadInput(what)))
+    found.faults += unreadable_lines(read.unreadable, {file.parent for file, _ in read.headers})
+    found.skipped += [f"{folder}: {number} x {kind}: passed over." for kind, number in sorted(others.items())]
+    return found
 
 
-def group_series(folder: Path, files: Sequence[Path]) -> FoundSeries:
-    """Return what `find_series` does of the DICOM files of a folder."""
-    folder_series = FoundSeries()
-    slices: dict[str, list[Slice]] = {}
-    others: Counter[str] = Counter()
-    for file in files:
-        try:
-            header = read_header(file)
-            other = other_kind(file, header)
-        except BadInput as error:
-            folder_series.faults.append(str(error))
-            continue
-        if other:
-            others[other] += 1
-        else:
-            slices.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((file, header))
-    for uid, of_series in slices.items():
-        try:
-            folder_series.series.append(make_series(uid, of_series))
-        except BadInput as error:
-            folder_series.faults.append(str(error))
-        except Exception as error:  # pydicom raises many kinds of errors when it comes to a tag that is damaged
-            what = BadInput(f"{of_series[0][0]}: its series has tags that make no sense ({error}). Export it again.")
-            folder_series.faults.append(str(what))
-    folder_series.skipped = [f"{folder}: {number} x {kind}: passed over." for kind, number in sorted(others.items())]
-    return folder_series
+def unreadable_lines(unreadable: Mapping[Path, str], held: Collection[Path]) -> list[str]:
+    """Return a line for each folder with files that can't be read.
 
-
-def read_header(file: Path) -> Header:
-    """Return what a DICOM file says but its pixels.
-
-    Raises:
-        BadInput: damaged.
+    Args:
+        unreadable: file -> what is wrong with it.
+        held: the folders that hold slices.
     """
-    try:
-        header = pydicom.dcmread(file, stop_before_pixels=True)
-        for tag in KIND:
-            header.get(tag)  # which may fail: tags are read when they are asked for
-        return header
-    except Exception as error:  # pydicom raises many kinds of errors on damaged files
-        raise BadInput(f"{file}: not a readable DICOM file ({error}). Replace it or take it out.") from error
+    lines = []
+    for folder in sorted({file.parent for file in unreadable}):
+        first, *more = (line for file, line in unreadable.items() if file.parent == folder)
+        lines.append(
+            first
+            + (f" So are {len(more)} more of its folder." if more else "")
+            + (" No series of its folder is labelled: a slice may be missing." if folder in held else "")
+            + (" Replace them or take them out." if more else " Replace it or take it out.")
+        )
+    return lines
 
 
 def other_kind(file: Path, header: Header) -> str:
     """Return what a DICOM file is if it is no slice of a series, or nothing.
 
     Raises:
-        BadInput: it holds many slices, or is cut off.
+        BadInput: it holds many slices.
     """
-    kind = str(header.get("SOPClassUID", ""))
-    if not kind:
-        raise BadInput(f"{file}: not a readable DICOM file (it is cut off). Replace it or take it out.")
+    kind = str(header.SOPClassUID)
     if kind.startswith(MULTI_FRAME) and "Spectroscopy" not in kind:
         raise BadInput(
             f"{file}: is a multi-frame (Enhanced) image, which isn't read. "

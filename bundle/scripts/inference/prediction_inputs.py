@@ -11,11 +11,13 @@ from pathlib import Path
 from nibabel.affines import voxel_sizes
 
 from ..data.cases import find_images
+from ..data.folders import files_below
 from ..data.headers import header_remarks, require_plausible_sizes
 from ..data.hounsfield import why_not_hu
 from ..data.layouts import FOLDERS
 from ..data.volumes import SUFFIXES, Files, case_name, first_file, load_voxels, open_image
-from ..dicom.series import DicomSeries, FoundSeries, find_series, is_dicom
+from ..dicom.files import is_dicom
+from ..dicom.series import DicomSeries, group_series
 from ..runtime.errors import BadInput
 from ..transforms.normalisation import Normalisation
 
@@ -49,16 +51,18 @@ def find_volumes(source: Path, *, out: Path, channels: int) -> tuple[list[Volume
     """
     volumes: list[Volume] = []
     faults: list[str] = []
-    for place, image in nifti_images(source, out=out, channels=channels, faults=faults):
+    below = files_below(source)
+    faults += below.faults
+    for place, image in nifti_images(source, below.files, out=out, channels=channels, faults=faults):
         volume = Volume(out / place / case_name(first_file(image)), image=image)
         try:
             open_image(image)
             volumes.append(volume)
         except BadInput as error:
             faults.append(str(error))
-    dicom = find_series(source) if any_dicom(source) else FoundSeries()
+    dicom = group_series(source, below.files)
     faults += dicom.faults
-    for skipped in dicom.skipped:
+    for skipped in below.notes + dicom.skipped:
         print(f"note: {skipped}")
     for series in dicom.series:
         try:
@@ -70,7 +74,7 @@ def find_volumes(source: Path, *, out: Path, channels: int) -> tuple[list[Volume
             faults.append(f"{series.folder}: a DICOM series is one channel, of {channels}. Convert it to NIfTI.")
             continue
         several = sum(other.folder == series.folder for other in dicom.series) > 1
-        name = series.uid if several else series.folder.resolve().name
+        name = series.uid if several else Path(os.path.abspath(series.folder)).name  # a link's own name
         inside = series.folder.relative_to(source)
         parent = out / (inside if several else inside.parent)
         taken = any(volume.out == parent / name for volume in volumes)
@@ -107,7 +111,7 @@ def require_source(source: Path) -> None:
     if source.is_file() and is_dicom(source):
         raise BadInput(f"{source}: is one DICOM file. Give the folder of its series.")
     missing = [name for name in DICOM_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing and any_dicom(source):
+    if missing and any(map(is_dicom, files_below(source).files)):
         raise BadInput(
             f"{source}: holds DICOM files, which need {', '.join(missing)}. "
             f"Install with: pip install {' '.join(DICOM_PACKAGES)}"
@@ -124,18 +128,23 @@ def require_folder(out: Path, source: Path) -> None:
         raise BadInput(f"{out}: no such folder can be made ({error.strerror}). Choose another --out.") from error
 
 
-def any_dicom(folder: Path) -> bool:
-    """Return whether there is a DICOM file in a folder or the folders in it."""
-    return any(is_dicom(Path(place, name)) for place, _, names in os.walk(folder) for name in names)
+def nifti_images(
+    source: Path, files: Sequence[Path], *, out: Path, channels: int, faults: list[str]
+) -> Iterator[tuple[Path, Files]]:
+    """Yield the NIfTI images of a file, of a data set or of folders in folders, each with its folder in `source`.
 
-
-def nifti_images(source: Path, *, out: Path, channels: int, faults: list[str]) -> Iterator[tuple[Path, Files]]:
-    """Yield the NIfTI images of a file, of a data set or of folders in folders, each with its folder in `source`."""
+    Args:
+        source: the file or folder.
+        files: that lie in the folder and the folders in it.
+        out: the folder of the outputs.
+        channels: of each image.
+        faults: what is wrong is added here.
+    """
     if source.is_file() or any((source / images).is_dir() for images, _ in FOLDERS.values()):
         folders = [source]
     else:  # what was labelled before, and lies in it, isn't labelled again
-        before = out.resolve() if source.resolve() in out.resolve().parents else None
-        holding = [Path(place) for place, _, names in os.walk(source) if any(is_nifti(name) for name in names)]
+        before = None if out.resolve() in source.resolve().parents else out.resolve()
+        holding = {file.parent for file in files if is_nifti(file.name)}
         folders = sorted(folder for folder in holding if before not in (folder.resolve(), *folder.resolve().parents))
     for folder in folders:
         images = find_images(str(folder), channels=channels)
