@@ -76,7 +76,7 @@ def label_names(described: Mapping[str, Any], path: Path) -> dict[int, str]:
 def mistyped_keys(described: Mapping[str, Any], path: Path) -> list[Problem]:
     """Return a remark for each key of a data list that is nearly, but not, one that is read: such as `fold:`."""
     lists = [value for value in map(described.get, LISTS) if isinstance(value, list)]
-    entries = [entry for entries in lists for entry in entries if isinstance(entry, dict)]
+    entries = [entry for listed in lists for entry in listed if isinstance(entry, dict)]
     remarks = []
     for objects, known in (([described], DESCRIPTION_KEYS), (entries, ENTRY_KEYS)):
         for key in sorted({key for one in objects for key in one} - set(known)):
@@ -85,8 +85,8 @@ def mistyped_keys(described: Mapping[str, Any], path: Path) -> list[Problem]:
             absent = near and sum(key in one and near[0] not in one for one in objects)
             if absent:
                 where = f"in {absent} of {len(entries)} entries" if known is ENTRY_KEYS else "in it"
-                what = f'has the key {json.dumps(key)} {where}, which is not read, and no "{near[0]}" there'
-                remarks.append(Problem(str(path), what, f'Write "{near[0]}" if that is meant.', usable=True))
+                what = f"has the key {json.dumps(key)} {where}, which is not read, and no {json.dumps(near[0])} there"
+                remarks.append(Problem(str(path), what, f"Write {json.dumps(near[0])} if that is meant.", usable=True))
     return remarks
 
 
