@@ -21,7 +21,7 @@ from torch.utils.data import Sampler
 from ..runtime.errors import BadInput
 from .selection import Rule
 
-CLAIMED: dict[Path, TextIO] = {}  # by this process: the system gives them back when it ends, however it ends
+CLAIMED: dict[Path, TextIO] = {}  # by this process; the system ends its claims with it, however it ends
 LONGEST_WAIT = timedelta(hours=6)  # for the others: preparing or validating takes some longer; torchrun ends the dead
 
 
@@ -53,7 +53,7 @@ def join(device: torch.device | str) -> None:
 
 
 def claim(output_dir: str) -> None:
-    """Keep other trainings out of a folder as long as this process lives; of several processes the first does it.
+    """Keep other trainings out of a folder, until `end_claim` or the end of this process; the first of several does it.
 
     Raises:
         BadInput: another training is writing there.
@@ -71,6 +71,13 @@ def claim(output_dir: str) -> None:
             raise BadInput(f"{folder}: another training writes there. Choose another output_dir, or wait.") from error
         return  # a file system without locks
     CLAIMED[folder] = lock
+
+
+def end_claim(output_dir: str) -> None:
+    """Let other processes train in a folder: this one, which may live on, has done."""
+    lock = CLAIMED.pop(Path(output_dir).resolve(), None)
+    if lock is not None:
+        lock.close()
 
 
 def attempt_prefix() -> str:
