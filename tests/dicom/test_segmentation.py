@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,9 @@ pytest.importorskip("highdicom", reason="DICOM needs pip install '.[dicom]'")
 from conftest import LABELS
 from dicom_studies import alter, write_series
 from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from test_series import AFFINES, AXIAL
 
 from cyclic_committee.scripts.dicom.codes import organ_code
@@ -186,6 +190,112 @@ def test_missing_and_odd_tags_of_the_patient_are_no_hindrance(tmp_path: Path) ->
     path = write_segmentation(some_labels(1), series, LABELS, tmp_path / "seg.dcm")
     assert dcmread(path).PatientSex == ""  # type: ignore[arg-type]
     assert series.headers[0].PatientSex == "X"
+
+
+NAMES = {  # what is declared -> Python's name for it, and a name that needs it
+    "ISO_IR 100": ("latin_1", "Müller^Jörg"),
+    "ISO_IR 144": ("iso8859_5", "Люкceмбypг"),
+    "ISO_IR 192": ("utf8", "王^小东"),
+    "GB18030": ("gb18030", "王^小东"),
+    "\\ISO 2022 IR 87": ("iso2022_jp", "Yamada^Tarou=山田^太郎"),
+    "ISO 2022 IR 6\\ISO 2022 IR 87": ("iso2022_jp", "Yamada^Tarou=山田^太郎"),
+    "\\ISO 2022 IR 149": ("euc_kr", "Hong^Gildong=洪^吉洞=홍^길동"),
+    "\\ISO 2022 IR 58": ("gb2312", "Zhang^XiaoDong=张^小东"),
+    # misspelt
+    "ISO_IR 6": ("ascii", "Doe^Jane"),
+    "UTF-8": ("utf8", "Müller^王"),
+    "utf8": ("utf8", "Müller^王"),
+    "ISO_IR_192": ("utf8", "Müller^王"),
+    "ISO IR 192": ("utf8", "Müller^王"),
+    "ISO-IR-192": ("utf8", "Müller^王"),
+    "ISO 192": ("utf8", "Müller^王"),
+    "iso_ir 144": ("iso8859_5", "Люкceмбypг"),
+    "ISO_IR144": ("iso8859_5", "Люкceмбypг"),
+    "ISO-8859-2": ("iso8859_2", "Dvořák^Čeněk"),
+    "\\ISO2022IR87": ("iso2022_jp", "Yamada^Tarou=山田^太郎"),
+    "NONSENSE": ("latin_1", "Müller^Jörg"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # about character sets, while they are written
+@pytest.mark.parametrize("declared", NAMES)
+def test_names_in_any_character_set_are_kept(tmp_path: Path, declared: str) -> None:
+    encoding, name = NAMES[declared]
+    raw = name.encode(encoding)
+    escape = {"euc_kr": b"\x1b$)C", "gb2312": b"\x1b$)A"}.get(encoding, b"")  # at the beginning and after ^ and =
+    if escape:
+        raw = re.sub(rb"(?<![\x80-\xff])(?=[\x80-\xff])", lambda found: escape, raw)
+    raw, text = (value + b" " * (len(value) % 2) for value in (raw, declared.encode()))
+    places = ("PatientName", "OtherPatientNames", "PatientComments", "StudyID")
+    for path in write_series(tmp_path / "series", np.zeros(SHAPE, np.int16), AXIAL):
+        alter(path, SpecificCharacterSet="#" * len(text), **dict.fromkeys(places, "@" * len(raw)))
+        path.write_bytes(path.read_bytes().replace(b"#" * len(text), text).replace(b"@" * len(raw), raw))
+    (series,) = find_series(tmp_path / "series").series
+    path = write_segmentation(some_labels(1), series, LABELS, tmp_path / "seg.dcm")
+    written = dcmread(path)  # type: ignore[arg-type]
+    assert {tag: str(written[tag].value) for tag in places} == dict.fromkeys(places, name)
+    assert written.get("SpecificCharacterSet") == (None if name.isascii() else "ISO_IR 192")
+
+
+def test_labels_may_have_any_names(tmp_path: Path) -> None:
+    series = make_series(tmp_path / "series", SpecificCharacterSet="ISO_IR 100")
+    path = write_segmentation(some_labels(1, 2), series, {1: "肝臓", 2: "Größe"}, tmp_path / "seg.dcm")
+    written = dcmread(path)  # type: ignore[arg-type]
+    assert [segment.SegmentLabel for segment in written.SegmentSequence] == ["肝臓", "Größe"]
+    kinds = [segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for segment in written.SegmentSequence]
+    assert kinds == ["肝臓", "Größe"]
+    assert "肝臓" in written.SeriesDescription
+
+
+@pytest.mark.filterwarnings("ignore")  # about odd values, while they are written
+@pytest.mark.parametrize(
+    ("tag", "value", "expected"),
+    [
+        ("PatientBirthDate", "1981/03/02", "19810302"),
+        ("PatientBirthDate", "1981.03.02", "19810302"),
+        ("PatientBirthDate", "1981-03-02", "19810302"),
+        ("PatientBirthDate", "19810302120000", "19810302"),
+        ("PatientBirthDate", "1981-03-02T12:00", "19810302"),
+        ("PatientBirthDate", "19810302", "19810302"),
+        ("PatientBirthDate", "REMOVED", ""),
+        ("PatientBirthDate", "02.03.1981", ""),
+        ("PatientBirthDate", "19811302", ""),
+        ("PatientBirthDate", "00000000", ""),
+        ("PatientBirthDate", "1981", ""),
+        ("StudyDate", "2020-01-02", "20200102"),
+        ("StudyDate", "ANONYMIZED", ""),
+        ("StudyTime", "10:15:00", "101500"),
+        ("StudyTime", "10:15:00.25", "101500.25"),
+        ("StudyTime", "1015", "1015"),
+        ("StudyTime", "10:15", "1015"),
+        ("StudyTime", "101500.123456789", "101500.123456"),
+        ("StudyTime", "25:99", ""),
+        ("StudyTime", "REMOVED", ""),
+        ("PatientSex", "REMOVED", ""),
+        ("PatientWeight", "REMOVED", None),
+        ("PatientAge", "REMOVED", "REMOVED"),
+    ],
+)
+def test_odd_values_of_the_patient_are_repaired_or_left_out(
+    tmp_path: Path, tag: str, value: str, expected: str | None
+) -> None:
+    for path in write_series(tmp_path / "series", np.zeros(SHAPE, np.int16), AXIAL):
+        slice_ = dcmread(path)
+        raw = value.encode() + b" " * (len(value) % 2)
+        slice_[tag] = RawDataElement(Tag(tag), dictionary_VR(tag), len(raw), raw, 0, False, True)
+        slice_.save_as(path)
+    (series,) = find_series(tmp_path / "series").series
+    path = write_segmentation(some_labels(1), series, LABELS, tmp_path / "seg.dcm")
+    assert dcmread(path).get(tag) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore")  # about the odd value, while it is written
+def test_a_series_number_that_is_none_is_no_hindrance(tmp_path: Path) -> None:
+    for path in write_series(tmp_path / "series", np.zeros(SHAPE, np.int16), AXIAL):
+        path.write_bytes(path.read_bytes().replace(b"\x20\x00\x11\x00IS\x02\x001 ", b"\x20\x00\x11\x00IS\x02\x00x "))
+    (series,) = find_series(tmp_path / "series").series
+    path = write_segmentation(some_labels(1), series, LABELS, tmp_path / "seg.dcm")
+    assert dcmread(path).SeriesNumber == 1000  # type: ignore[arg-type]
 
 
 def test_label_maps_that_do_not_fit_are_refused(tmp_path: Path) -> None:

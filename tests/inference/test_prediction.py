@@ -184,6 +184,20 @@ def test_nothing_is_labelled_where_nothing_is_found(
     assert "nothing found, so there is no DICOM segmentation" in capsys.readouterr().out
 
 
+def test_a_label_map_without_its_segmentation_is_no_series_that_was_not_labelled(
+    predict: Any, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "patient" / "turned.dcm").mkdir(parents=True)
+    (study / "cut.nii.gz").write_text("not a scan")
+    said = r"study: 1 of 4 weren't labelled, 1 of 4 were labelled, but have no DICOM segmentation, see above\."
+    with pytest.raises(BadInput, match=said):
+        predict(study, tmp_path / "out", disagreement=True)
+    assert {"patient/turned.nii.gz", "patient/turned_disagreement.nii.gz"} <= {*files(tmp_path / "out")}
+    printed = capsys.readouterr()
+    assert f"{tmp_path / 'out' / 'patient' / 'turned.nii.gz'}, " in printed.out
+    assert "It is labelled, but has no DICOM segmentation." in printed.err
+
+
 def test_labels_without_a_code_are_told(
     predict: Any, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

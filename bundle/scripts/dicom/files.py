@@ -13,6 +13,7 @@ from monai.utils import optional_import
 from ..runtime.errors import BadInput
 
 pydicom, _ = optional_import("pydicom")
+charset, _ = optional_import("pydicom.charset")
 
 Header = Any  # pydicom.Dataset
 KIND = ("SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID")
@@ -59,6 +60,8 @@ def is_dicom(file: Path) -> bool:
 def read_dicom(file: Path, *, pixels: bool) -> Header:
     """Return what a DICOM file says, with its transfer syntax also where pydicom had to find it out.
 
+    Names of character sets may be misspelt.
+
     Args:
         file: with DICOM's preamble or without.
         pixels: whether to read the pixel data, too.
@@ -66,7 +69,20 @@ def read_dicom(file: Path, *, pixels: bool) -> Header:
     header = pydicom.dcmread(file, stop_before_pixels=not pixels, force=True)
     if not header.file_meta.get("TransferSyntaxUID"):
         header.file_meta.TransferSyntaxUID = ENDIAN_SYNTAXES[header.original_encoding]
+    declared = header.get("SpecificCharacterSet") or []
+    names = [declared] if isinstance(declared, str) else [*declared]
+    meant = [*map(character_set, names)]
+    if meant != names:
+        header.SpecificCharacterSet = meant
+        header.set_original_encoding(*header.original_encoding, charset.convert_encodings(meant))
     return header
+
+
+def character_set(name: str) -> str:
+    """Return DICOM's name of a character set that is misspelt, such as ISO_IR_192; any other as it is."""
+    found = re.fullmatch(r"ISO[\W_]*(2022[\W_]*)?(?:IR)?[\W_]*(\d+)", name.upper())
+    meant = f"ISO{' 2022 IR' if found[1] else '_IR'} {found[2]}" if found else name
+    return meant if meant in charset.python_encoding and name not in charset.python_encoding else name
 
 
 def read_header(file: Path) -> Header:

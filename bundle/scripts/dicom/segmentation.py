@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,25 +19,14 @@ from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.errors import BadInput
 from .codes import OrganCode, organ_code
 from .series import DicomSeries
+from .source_tags import set_character_set, usable_source
 
 highdicom, _ = optional_import("highdicom")
 codes, _ = optional_import("pydicom.sr.codedict", name="codes")
 generate_uid, _ = optional_import("pydicom.uid", name="generate_uid")
-DSfloat, _ = optional_import("pydicom.valuerep", name="DSfloat")
 
 MAKER = "cyclic-committee"
 SERIES_NUMBER = 1000  # added to the source's
-# of study and patient: these may be empty, but not missing
-MAY_BE_EMPTY = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-)
 
 
 def write_segmentation(
@@ -96,6 +84,7 @@ def write_segmentation(
                 **source_arguments(series),
             )
         made.SeriesDescription = f"{MAKER}: {', '.join(names[label] for label in ids)}"[:64]
+        set_character_set(made)
     except Exception as error:  # highdicom and pydicom raise many kinds of errors on tags that they can't use
         raise BadInput(f"{path}: {series.files[0]} can't be referred to ({error}). Correct its tags.") from error
     return save(made, path)
@@ -133,12 +122,13 @@ def source_arguments(series: DicomSeries) -> dict[str, Any]:
     x_axis, y_axis, step = series.affine[:3, :3].T
     normal = np.cross(x_axis, y_axis)
     spacing_mm = float(abs(step @ normal) / np.linalg.norm(normal))  # not along a tilted gantry
-    headers = [completed(header, spacing_mm) for header in series.headers]
+    headers = [usable_source(header, spacing_mm) for header in series.headers]
     return {
         "source_images": headers,
+        "specific_character_set": None,  # see `set_character_set`; the source's need not fit the labels' names
         "segmentation_type": "BINARY",
         "series_instance_uid": generate_uid(),
-        "series_number": SERIES_NUMBER + int(headers[0].get("SeriesNumber") or 0),
+        "series_number": max(1, SERIES_NUMBER + int(headers[0].get("SeriesNumber") or 0)),
         "sop_instance_uid": generate_uid(),
         "instance_number": 1,
         "manufacturer": MAKER,
@@ -151,19 +141,6 @@ def source_arguments(series: DicomSeries) -> dict[str, Any]:
             spacing_between_slices=spacing_mm,
         ),
     }
-
-
-def completed(header: Any, spacing_mm: float) -> Any:
-    """Return a copy of a slice's header that has all that highdicom asks for."""
-    missing = {tag: "" for tag in MAY_BE_EMPTY if tag not in header}
-    if header.get("PatientSex", "") not in ("", "M", "F", "O"):
-        missing["PatientSex"] = ""
-    if not header.get("SliceThickness"):
-        missing["SliceThickness"] = DSfloat(spacing_mm, auto_format=True)
-    whole = copy.deepcopy(header)  # a shallow copy of pydicom's shares all tags with the original
-    for tag, value in missing.items():
-        setattr(whole, tag, value)
-    return whole
 
 
 def save(segmentation: Any, path: Path) -> Path:

@@ -63,7 +63,8 @@ def predict_command(
         values: keys of the configuration.
 
     Raises:
-        BadInput: nothing there to label, no weights, a missing package; at the end, if a volume wasn't labelled.
+        BadInput: nothing there to label, no weights, a missing package; at the end, if a volume wasn't labelled, or
+            a series has no DICOM segmentation though there is something in its label map.
     """
     source, out = Path(source), Path(out)
     require_source(source)
@@ -80,21 +81,26 @@ def predict_command(
         print(f"note: {note}")
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
-    failures = len(faults)
+    unlabelled, unsegmented, total = len(faults), 0, len(volumes) + len(faults)
     for volume in volumes:
         try:
             maps = {"disagreement": disagreement, "probabilities": probabilities}
-            written = label_volume(volume, predictor, labels, metadata, **maps)
-            print(f"{volume.out.name}: {'; '.join(written)}", flush=True)
+            written, fault = label_volume(volume, predictor, labels, metadata, **maps)
         except Exception as error:
             bad_input = find_bad_input(error)
             if bad_input is None:
                 raise
-            failures += 1
+            unlabelled += 1
             print(f"error: {bad_input}", file=sys.stderr)
-    if failures:
-        total = len(volumes) + len(faults)
-        raise BadInput(f"{source}: {failures} of {total} weren't labelled, see above. Mend them, or take them out.")
+            continue
+        print(f"{volume.out.name}: {'; '.join(written)}", flush=True)
+        if fault:
+            unsegmented += 1
+            print(f"error: {fault}", file=sys.stderr)
+    if unlabelled or unsegmented:
+        counts = {"weren't labelled": unlabelled, "were labelled, but have no DICOM segmentation": unsegmented}
+        said = ", ".join(f"{number} of {total} {what}" for what, number in counts.items() if number)
+        raise BadInput(f"{source}: {said}, see above. Mend them, or take them out.")
 
 
 def notes_on_series(
@@ -120,12 +126,16 @@ def label_volume(
     *,
     disagreement: bool,
     probabilities: bool,
-) -> list[str]:
-    """Label one volume, write its outputs, and return what there is to say of them.
+) -> tuple[list[str], str]:
+    """Label one volume and write its outputs.
+
+    Returns:
+        What there is to say of them, and why there is no DICOM segmentation, if there should be one.
 
     Raises:
-        BadInput: it can't be read or labelled, or an output can't be written.
+        BadInput: it can't be read or labelled, or another output can't be written.
     """
+    fault = ""
     with tempfile.TemporaryDirectory() as folder:
         series = volume.series
         image = volume.image if series is None else series.write_nifti(Path(folder, "series.nii"))
@@ -138,8 +148,11 @@ def label_volume(
         written = [write_label_file(label_map, source, volume.ending(".nii.gz"))]
         if series is not None:
             about = {"algorithm": metadata["name"], "version": metadata["version"]}
-            segmentation = write_segmentation(label_map, series, labels, volume.ending(".dcm"), **about)
-            written += [] if segmentation is None else [segmentation]
+            try:
+                segmentation = write_segmentation(label_map, series, labels, volume.ending(".dcm"), **about)
+                written += [] if segmentation is None else [segmentation]
+            except BadInput as error:  # the label map is of use without it
+                fault = f"{error} It is labelled, but has no DICOM segmentation."
         if disagreement:
             apart = said[-1].cpu().numpy()
             written.append(write_map(apart, source, volume.ending("_disagreement.nii.gz"), slope=1 / FULL_SCALE))
@@ -148,7 +161,7 @@ def label_volume(
             written.append(write_map(np.moveaxis(shares, 0, -1), source, volume.ending("_probabilities.nii.gz")))
     present = [name for label, name in labels.items() if (label_map == int(label)).any()]
     nothing = "nothing found" if series is None else "nothing found, so there is no DICOM segmentation"
-    return [", ".join(present) or nothing, ", ".join(map(str, written))]
+    return [", ".join(present) or nothing, ", ".join(map(str, written))], fault
 
 
 def write_map(voxels: np.ndarray, image_path: str | Path, path: Path, *, slope: float = 1.0) -> Path:
