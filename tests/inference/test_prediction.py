@@ -198,6 +198,32 @@ def test_a_label_map_without_its_segmentation_is_no_series_that_was_not_labelled
     assert "It is labelled, but has no DICOM segmentation." in printed.err
 
 
+def test_a_tilted_gantrys_label_map_is_straightened_and_said_so(
+    predict: Any, phantom: Phantom, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    affine = phantom.affine.copy()
+    affine[:3, 2] += 2 * affine[:3, 1]  # two rows a slice
+    write_series(tmp_path / "tilted", phantom.image_hu, affine)
+    predict(tmp_path / "tilted", tmp_path / "out", disagreement=True, probabilities=True)
+    warning = f"warning: {tmp_path / 'tilted'}: gantry tilt of "
+    assert warning in capsys.readouterr().err
+    written = {path.name: nib.load(path) for path in (tmp_path / "out").glob("*.nii.gz")}
+    label_map = written["tilted.nii.gz"]
+    axes = label_map.affine[:3, :3] / nib.affines.voxel_sizes(label_map.affine)
+    assert np.allclose(axes.T @ axes, np.eye(3), atol=1e-6)
+    columns, rows, slices = phantom.image_hu.shape
+    assert label_map.shape == (columns, rows + 2 * (slices - 1), slices)
+    for other in written.values():
+        assert other.shape[:3] == label_map.shape
+        assert np.array_equal(other.affine, label_map.affine)
+    shares = np.asanyarray(written["tilted_probabilities.nii.gz"].dataobj)
+    assert np.allclose(shares.sum(axis=-1), 1, atol=1e-5)
+    assert np.array_equal(shares.argmax(axis=-1), np.asanyarray(label_map.dataobj))
+    segmentation = dcmread(tmp_path / "out" / "tilted.dcm")  # on the slices: as many rows as they have
+    assert (segmentation.Columns, segmentation.Rows) == (columns, rows)
+    assert sum(segment_sizes(segmentation).values()) == np.count_nonzero(label_map.dataobj)
+
+
 def test_labels_without_a_code_are_told(
     predict: Any, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

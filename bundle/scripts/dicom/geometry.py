@@ -28,9 +28,11 @@ def position(header: Header) -> np.ndarray:
 
 
 def plane_axes(header: Header) -> tuple[np.ndarray, np.ndarray]:
-    """Return the directions along which columns and rows are counted, unit vectors in LPS."""
+    """Return the directions along which columns and rows are counted, unit vectors in LPS at right angles."""
     cosines = np.array([float(value) for value in header.ImageOrientationPatient])
-    return cosines[:3] / np.linalg.norm(cosines[:3]), cosines[3:] / np.linalg.norm(cosines[3:])
+    x_axis = cosines[:3] / np.linalg.norm(cosines[:3])
+    y_axis = cosines[3:] - x_axis * (cosines[3:] @ x_axis)  # they are rounded, and ITK wants right angles
+    return x_axis, y_axis / np.linalg.norm(y_axis)
 
 
 def rescaling(header: Header) -> tuple[float, float]:

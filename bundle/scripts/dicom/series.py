@@ -16,6 +16,7 @@ from monai.utils import optional_import
 
 from ..data.folders import files_below
 from ..data.volumes import SUFFIXES as NIFTI
+from ..data.volumes import TOLERABLE_SHIFT
 from ..runtime.errors import BadInput
 from .files import Header, read_headers, suffix_of
 from .geometry import (
@@ -36,7 +37,7 @@ pydicom, _ = optional_import("pydicom")
 IMAGES = (CT_IMAGE, "1.2.840.10008.5.1.4.1.1.4")  # CT and MR image storage: a file a slice
 MULTI_FRAME = ("1.2.840.10008.5.1.4.1.1.2.", "1.2.840.10008.5.1.4.1.1.4.")  # what begins so holds many slices a file
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes to NIfTI's
-WORTH_A_WORD_MM = 0.1  # sideways a slice: less is rounding, more is a gantry tilt
+ROUNDED_MM = 0.15  # sideways from the first slice to the last: less is rounding to 0.1 mm, more is a gantry tilt
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class DicomSeries:
         uid: SeriesInstanceUID.
         files: one a slice, along the normal of the slices: row direction x column direction.
         headers: of the files, without pixels.
-        affine: from voxel indices (column, row, slice) to RAS mm; sheared where the gantry was tilted.
+        affine: from voxel indices (column, row, slice) to RAS mm; sheared where the gantry was tilted, else of right
+            angles.
+        tilt_degrees: of the gantry, 0 for none.
         notes: what a user should know of it, in a line each.
     """
 
@@ -55,6 +58,7 @@ class DicomSeries:
     files: tuple[Path, ...]
     headers: tuple[Header, ...]
     affine: np.ndarray
+    tilt_degrees: float = 0.0
     notes: tuple[str, ...] = ()
 
     @property
@@ -210,14 +214,16 @@ def make_series(uid: str, slices: Sequence[Slice]) -> DicomSeries:
         raise BadInput(f"{kept[0][0]}: its series has one slice, which makes no volume. Give the whole series.")
     step = even_step(kept, normal)
     row_mm, column_mm = (float(value) for value in kept[0][1].PixelSpacing)  # between rows first
+    straight = normal * (step @ normal)
+    sideways_mm = float(np.linalg.norm(step - straight))
+    tolerance_mm = max(ROUNDED_MM, TOLERABLE_SHIFT * min(row_mm, column_mm))
+    tilted = sideways_mm * (len(kept) - 1) > tolerance_mm
     affine = np.eye(4)
-    affine[:3] = np.stack([x_axis * column_mm, y_axis * row_mm, step, position(kept[0][1])], axis=1)
+    columns = [x_axis * column_mm, y_axis * row_mm, step if tilted else straight, position(kept[0][1])]
+    affine[:3] = np.stack(columns, axis=1)
     files, headers = zip(*kept, strict=True)
     notes = []
     if len(kept) < len(slices):
         notes.append(f"{files[0].parent}: {len(slices) - len(kept)} slices are there twice and the same: dropped.")
-    sideways_mm = float(np.linalg.norm(step - normal * (step @ normal)))
-    if sideways_mm > WORTH_A_WORD_MM:
-        degrees = np.degrees(np.arctan2(sideways_mm, step @ normal))
-        notes.append(f"{files[0].parent}: gantry tilt of {degrees:.1f} degrees: the NIfTI files' axes are oblique.")
-    return DicomSeries(uid, files, headers, LPS_TO_RAS @ affine, tuple(notes))
+    degrees = float(np.degrees(np.arctan2(sideways_mm, step @ normal))) if tilted else 0.0
+    return DicomSeries(uid, files, headers, LPS_TO_RAS @ affine, degrees, tuple(notes))

@@ -8,22 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 
-from ..data.volumes import first_file, open_image
+from ..data.volumes import first_file
 from ..dicom.codes import organ_code
 from ..dicom.segmentation import write_segmentation
 from ..dicom.series import DicomSeries
 from ..handlers.label_map_writer import write_label_file
-from ..runtime.atomic_files import put_in_place, unfinished_path
 from ..runtime.bundle_paths import bundle_root
 from ..runtime.config_files import read_object
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput, find_bad_input
 from .disagreement import FULL_SCALE, MemberProbabilities
 from .prediction_inputs import Volume, find_volumes, notes_on_image, require_folder, require_source
+from .prediction_outputs import Straightening, write_map
 from .predictor import Predictor
 
 
@@ -44,7 +43,7 @@ def predict_command(
     folder, or its SeriesInstanceUID where a folder holds several.
 
     - NAME.nii.gz: the label map, uint8, on the image's grid. A series' grid is its columns, rows, and slices along
-      their normal.
+      their normal; where the gantry was tilted it is straightened, as for the other NIfTI files.
     - NAME.dcm: for a series, the same as a DICOM segmentation; none if there is no label in it.
     - NAME_disagreement.nii.gz: how much the members disagree, 0 to 1, in 255ths; see `disagreement.disagreement`.
     - NAME_probabilities.nii.gz: float32, the fourth dimension is the background and the labels in rising order.
@@ -79,6 +78,8 @@ def predict_command(
     volumes, faults = find_volumes(source, out=out, channels=len(predictor.inferer.normalise))
     for note in notes_on_series([volume.series for volume in volumes if volume.series], labels, metadata):
         print(f"note: {note}")
+    for warning in tilt_warnings([volume.series for volume in volumes if volume.series]):
+        print(f"warning: {warning}", file=sys.stderr)
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     unlabelled, unsegmented, total = len(faults), 0, len(volumes) + len(faults)
@@ -118,6 +119,17 @@ def notes_on_series(
         yield f"no SNOMED code is known for {', '.join(private)}: DICOM segmentations have a private code."
 
 
+def tilt_warnings(all_series: Sequence[DicomSeries]) -> Iterator[str]:
+    """Yield what a user should know before the label maps of a tilted gantry are opened elsewhere."""
+    for series in all_series:
+        if series.tilt_degrees:
+            yield (
+                f"{series.folder}: gantry tilt of {series.tilt_degrees:.1f} degrees. The label map is straightened, to "
+                "right angles. The DICOM segmentation lies on the slices as they are: programs of ITK, such as 3D "
+                "Slicer and dcmqi, may not open it."
+            )
+
+
 def label_volume(
     volume: Volume,
     predictor: Predictor,
@@ -145,7 +157,8 @@ def label_volume(
         name = source if series is None else str(series.folder)
         for note in notes_on_image(image, predictor.inferer.normalise):
             print(f"note: {note.replace(source, name)}", flush=True)
-        written = [write_label_file(label_map, source, volume.ending(".nii.gz"))]
+        straighten = Straightening(source, series, Path(folder, "straight.nii"))
+        written = [write_label_file(straighten(label_map), straighten.source, volume.ending(".nii.gz"))]
         if series is not None:
             about = {"algorithm": metadata["name"], "version": metadata["version"]}
             try:
@@ -154,40 +167,15 @@ def label_volume(
             except BadInput as error:  # the label map is of use without it
                 fault = f"{error} It is labelled, but has no DICOM segmentation."
         if disagreement:
-            apart = said[-1].cpu().numpy()
-            written.append(write_map(apart, source, volume.ending("_disagreement.nii.gz"), slope=1 / FULL_SCALE))
+            apart = straighten(said[-1].cpu().numpy(), order=1)
+            path = volume.ending("_disagreement.nii.gz")
+            written.append(write_map(apart, straighten.source, path, slope=1 / FULL_SCALE))
         if probabilities:
             shares = torch.as_tensor(predictor.predict_probabilities(image)).cpu().numpy()
-            written.append(write_map(np.moveaxis(shares, 0, -1), source, volume.ending("_probabilities.nii.gz")))
+            background, *others = shares
+            straight = [straighten(background, order=1, outside=1), *(straighten(one, order=1) for one in others)]
+            path = volume.ending("_probabilities.nii.gz")
+            written.append(write_map(np.stack(straight, axis=-1), straighten.source, path))
     present = [name for label, name in labels.items() if (label_map == int(label)).any()]
     nothing = "nothing found" if series is None else "nothing found, so there is no DICOM segmentation"
     return [", ".join(present) or nothing, ", ".join(map(str, written))], fault
-
-
-def write_map(voxels: np.ndarray, image_path: str | Path, path: Path, *, slope: float = 1.0) -> Path:
-    """Write numbers `(x, y, z)` or `(x, y, z, channels)` to a NIfTI file on an image's grid, whole or not at all.
-
-    Args:
-        voxels: as they are stored.
-        image_path: the image.
-        path: of the file.
-        slope: what the file says that they are to be multiplied with.
-
-    Raises:
-        BadInput: can't be written.
-    """
-    image = open_image(image_path)[0]
-    header: Any = image.header.copy()
-    header.set_data_dtype(voxels.dtype)
-    header["cal_min"], header["cal_max"] = 0, 1
-    unfinished = unfinished_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made: Any = type(image)(voxels, image.affine, header)
-        made.header.set_slope_inter(slope, 0)
-        nib.save(made, unfinished)
-        put_in_place(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise BadInput(f"{path}: can't be written ({error}). Make room, or choose another --out.") from error
-    return path
