@@ -223,6 +223,32 @@ def test_what_is_no_slice_is_passed_over_with_a_word(tmp_path: Path, voxels: np.
     ]
 
 
+@pytest.mark.parametrize("places", [1, 3])
+def test_bolus_tracking_is_passed_over_with_a_word(tmp_path: Path, voxels: np.ndarray, places: int) -> None:
+    write_series(tmp_path / "scan", voxels, AXIAL)
+    for k in range(5):
+        again = voxels[:, :, :places] + 3 * k
+        write_series(tmp_path / "tracking" / str(k), again, AXIAL, series_uid="1.2.3", SeriesDescription="Monitoring")
+    found = find_series(tmp_path)
+    assert [series.folder.name for series in found.series] == ["scan"]
+    assert found.faults == []
+    assert found.skipped == [f"{tmp_path}: {5 * places} x slices of bolus tracking: passed over."]
+
+
+def test_a_single_slice_beside_a_series_of_its_study_is_passed_over(tmp_path: Path, voxels: np.ndarray) -> None:
+    write_series(tmp_path / "a", voxels[:, :, :1], AXIAL, study_uid="1.2.3", SeriesDescription="PreMonitoring")
+    write_series(tmp_path / "b", voxels, AXIAL, study_uid="1.2.3")
+    found = find_series(tmp_path)
+    assert (len(found.series), found.faults) == (1, [])
+    assert found.skipped == [f"{tmp_path}: 1 x single slices: passed over."]
+
+
+def test_a_small_volume_that_is_there_twice_is_no_bolus_tracking(tmp_path: Path, voxels: np.ndarray) -> None:
+    paths = write_series(tmp_path / "a", voxels[:, :, :3], AXIAL)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert len(read_one(tmp_path).files) == len(paths)
+
+
 def without_preamble(path: Path, *, syntax: str | None = None) -> None:
     """Write a file again as programs did before there was a preamble: all tags, or those without tags on the file."""
     if syntax is None:

@@ -36,6 +36,7 @@ pydicom, _ = optional_import("pydicom")
 
 IMAGES = (CT_IMAGE, "1.2.840.10008.5.1.4.1.1.4")  # CT and MR image storage: a file a slice
 MULTI_FRAME = ("1.2.840.10008.5.1.4.1.1.2.", "1.2.840.10008.5.1.4.1.1.4.")  # what begins so holds many slices a file
+BOLUS_PLACES = 3  # fewer than a volume that is worth a label
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes to NIfTI's
 ROUNDED_MM = 0.15  # sideways from the first slice to the last: less is rounding to 0.1 mm, more is a gantry tilt
 
@@ -122,8 +123,9 @@ def find_series(folder: Path) -> FoundSeries:
 def group_series(folder: Path, files: Sequence[Path]) -> FoundSeries:
     """Return the CT and MR series that some of the files of a folder are.
 
-    Each is checked, but for its pixel data. What isn't CT or MR, and localizers, are passed over. Where a tilt of the
-    gantry shifts the slices evenly sideways, the affine is sheared. Slices that are there twice are dropped.
+    Each is checked, but for its pixel data. What isn't CT or MR, localizers, the slices of bolus tracking, and single
+    slices of a study that has a series are passed over. Where a tilt of the gantry shifts the slices evenly sideways,
+    the affine is sheared. Slices that are there twice are dropped.
 
     Faults name the file: multi-frame images, no decoder for the transfer syntax, missing tags, slices of other sizes
     or directions, different slices at one place (several phases), missing slices, one slice. A file that can't be read
@@ -146,7 +148,14 @@ def group_series(folder: Path, files: Sequence[Path]) -> FoundSeries:
             else:
                 slices.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((file, header))
         lacking = {file.parent for file in read.unreadable}
-        for uid, of_series in slices.items():
+        for uid, of_series in sorted(slices.items(), key=lambda item: len(item[1]) == 1):  # those last
+            if is_bolus_tracking(of_series):
+                others["slices of bolus tracking"] += len(of_series)
+                continue
+            studies = {series.headers[0].StudyInstanceUID for series in found.series}
+            if len(of_series) == 1 and of_series[0][1].get("StudyInstanceUID") in studies:
+                others["single slices"] += 1
+                continue
             try:
                 if lacking.isdisjoint(file.parent for file, _ in of_series):
                     found.series.append(make_series(uid, of_series))
@@ -194,6 +203,16 @@ def other_kind(file: Path, header: Header) -> str:
     if kind not in IMAGES:
         return str(header.get("Modality", "")) or pydicom.uid.UID(kind).name or "unknown"
     return "localizer" if "LOCALIZER" in (header.get("ImageType") or []) else ""
+
+
+def is_bolus_tracking(slices: Sequence[Slice]) -> bool:
+    """Return whether slices are those that a scanner takes of a few places again and again until contrast arrives."""
+    instances = {str(header.get("SOPInstanceUID", "")): header for _, header in slices}
+    try:
+        places = {tuple(position(header).round(1)) for header in instances.values()}
+    except Exception:  # pydicom raises many kinds of errors: tags that are missing or odd are named later
+        return False
+    return len(places) <= BOLUS_PLACES and len(places) < len(instances)
 
 
 def make_series(uid: str, slices: Sequence[Slice]) -> DicomSeries:
