@@ -11,8 +11,9 @@ import yaml
 from conftest import BUNDLE, CONFIGS
 from terminal import TINY_DEMO, type_in
 
+from cyclic_committee.scripts.commands.arguments import channel_list, one_or_several
 from cyclic_committee.scripts.estimate.model_size import committee_from, count_macs, size_table
-from cyclic_committee.scripts.experiments import demo
+from cyclic_committee.scripts.experiments import cross_validation, demo
 from cyclic_committee.scripts.networks.unet import UNet2d
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
 from cyclic_committee.scripts.runtime.errors import BadInput
@@ -188,3 +189,94 @@ def test_help_typos_and_wrong_paths_are_answered_before_anything_large_is_import
     assert said in done.stdout + done.stderr
     assert "imported set()" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+AS_THEY_STAND = [
+    "20180217_064501",
+    "1.10",
+    "a,b",
+    "007",
+    "1e5",
+    "0x10",
+    "True",
+    "None",
+    "[x]",
+    "{a}",
+    "(a,b)",
+    r"a\tb",
+    "'a'",
+]
+
+
+@pytest.mark.parametrize("folder", AS_THEY_STAND)
+def test_folders_are_named_as_they_were_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["predict", folder, "--out", "o"], ["check", folder], ["release", folder, "url"], ["audit", folder]):
+        with pytest.raises(SystemExit):
+            type_in(monkeypatch, *words)
+        assert capsys.readouterr().err == f"error: {folder}: no such file or folder. Check the path.\n"
+    with pytest.raises(SystemExit):
+        type_in(monkeypatch, "report", "known", folder)
+    assert "known: no such" in capsys.readouterr().err
+    (tmp_path / "known").mkdir()
+    with pytest.raises(SystemExit):
+        type_in(monkeypatch, "report", "known", folder)
+    assert capsys.readouterr().err == f"error: {folder}: no such file or folder. Check the path.\n"
+
+
+@pytest.mark.parametrize("folder", AS_THEY_STAND)
+@pytest.mark.parametrize("how", [["{}"], ["--out", "{}"], ["--out={}"]], ids=["word", "option", "equals"])
+def test_outputs_go_where_they_were_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str, how: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    type_in(monkeypatch, "phantom", *(word.format(folder) for word in how), "--cases", "1")
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
+def test_paths_among_a_configurations_keys_are_as_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = {}
+    monkeypatch.setattr(cross_validation, "cross_validate", lambda *_, values, **rest: given.update(values, **rest))
+    type_in(
+        monkeypatch,
+        *(
+            "cross-validate",
+            str(tmp_path),
+            "--out",
+            "o",
+            "--cache_dir",
+            "2024_01",
+            "--max_epochs",
+            "10",
+            "--folds",
+            "0,1",
+        ),
+    )
+    assert given["cache_dir"] == "2024_01"
+    assert given["max_epochs"] == 10
+    assert given["folds"] == (0, 1)
+
+
+@pytest.mark.parametrize("typed", ["T1,7", "[T1,7]", "['T1','7']", "('T1',7)"])
+def test_several_words_have_commas_between_them_or_brackets(typed: str) -> None:
+    assert channel_list(one_or_several(typed)) == ["T1", "7"]
+
+
+def test_help_has_no_commands_of_fires_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        type_in(monkeypatch, "check", "--help")
+    said = capsys.readouterr()
+    assert "DATASET" in said.out + said.err
+    assert "GROUP" not in said.out + said.err
+
+
+@pytest.mark.parametrize("typed", ["dilation,shift", "[dilation,shift]"])
+def test_several_corruptions_may_be_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, typed: str
+) -> None:
+    type_in(monkeypatch, "phantom", str(tmp_path), "--cases", "2", "--corrupt", "1", "--corruptions", typed)
+    assert {"dilation", "shift"} == {
+        row.split(",")[1] for row in (tmp_path / "corruption.csv").read_text().splitlines()[1:]
+    }

@@ -6,11 +6,37 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import fire
+from fire.decorators import SetParseFn
+from fire.parser import DefaultParseValue
 
 from ..runtime.errors import BadInput
+
+fire.decorators.FIRE_METADATA = "__fire_metadata__"  # --help would show an attribute of its own name as a command
+PATH_KEYS = ("cache_dir", "ckpt_path", "data_root", "dataset_dir", "model_path", "output_dir")  # of configurations
+
+
+def as_typed(command: Callable[..., None]) -> Callable[..., None]:
+    """Have Fire hand over words as they were typed wherever a command takes text, and return the command.
+
+    Fire would take 1.10 and 2024_01 for numbers, and a,b for two words: these may be folders.
+    """
+    parameters = inspect.signature(command).parameters
+    for name, kind in get_type_hints(command).items():
+        if name in parameters and str in (kind, *get_args(kind)):
+            several = any(get_origin(one) is Sequence for one in get_args(kind))
+            key = None if parameters[name].kind is inspect.Parameter.VAR_POSITIONAL else name  # as Fire asks for it
+            SetParseFn(one_or_several if several else str, key)(command)
+    SetParseFn(str, *PATH_KEYS)(command)
+    return command
+
+
+def one_or_several(text: str) -> str | Sequence[str]:
+    """Return a text as it is, or the words that are in it, if it is a list in brackets."""
+    value = DefaultParseValue(text) if text.startswith(("[", "(")) else text
+    return [str(word) for word in value] if isinstance(value, list | tuple) else text
 
 
 def label_names(labels: dict[int, str] | None) -> dict[int, str] | None:

@@ -41,7 +41,7 @@ def phantom(
     from ..phantoms.data_set import CLEAN_LABELS, CORRUPTION, write_phantoms
     from ..phantoms.label_noise import CORRUPTIONS
 
-    names = tuple(CORRUPTIONS) if corruptions is None else corruptions
+    names = tuple(CORRUPTIONS) if corruptions is None else tuple(channel_list(corruptions))
     write_phantoms(str(out), cases=cases, seed=seed, layout=layout, corrupt=corrupt, corruptions=names)
     print(f"{out}: {cases} cases in the layout {layout}")
     if corrupt > 0:

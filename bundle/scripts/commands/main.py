@@ -10,7 +10,7 @@ import fire
 from ..runtime.errors import find_bad_input
 from ..runtime.old_names import refuse_old_options
 from ..runtime.terminal import quiet
-from .arguments import require_known_options
+from .arguments import as_typed, require_known_options
 from .data import check, phantom, prepare
 from .inference import evaluate, export, predict
 from .label_server import label_server
@@ -43,7 +43,7 @@ def main() -> None:
         name, *words = sys.argv[1:] or [""]
         if name in COMMANDS:
             require_known_options(COMMANDS[name], words, name=name)
-        fire.Fire(COMMANDS, name="cyclic-committee")
+        fire.Fire({word: as_typed(command) for word, command in COMMANDS.items()}, name="cyclic-committee")
     except Exception as error:
         bad_input = find_bad_input(error)
         if bad_input is None:
