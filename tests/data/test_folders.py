@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cyclic_committee.scripts.data.folders import files_below
+from cyclic_committee.scripts.data.case_files import list_volumes
+from cyclic_committee.scripts.data.folders import files_below, other_format
+from cyclic_committee.scripts.data.volumes import open_volume
+from cyclic_committee.scripts.runtime.errors import BadInput
 
 
 def make(root: Path, *names: str) -> None:
@@ -63,3 +66,31 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 def test_a_file_is_itself(tmp_path: Path) -> None:
     make(tmp_path, "1")
     assert files_below(tmp_path / "1").files == [tmp_path / "1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("scan.nrrd", "is NRRD, which isn't read. Convert it to .nii.gz first, with 3D Slicer or SimpleITK."),
+        ("SCAN.NHDR", "is NRRD"),
+        ("scan.mha", "is MetaImage"),
+        ("brain.mgz", "is FreeSurfer"),
+        ("study.zip", "is packed. Unpack it, and give the folder."),
+        ("study.tar.gz", "is packed"),
+    ],
+)
+def test_what_is_not_read_is_named_with_what_to_do(tmp_path: Path, name: str, what: str) -> None:
+    (tmp_path / name).write_text("")
+    assert other_format(tmp_path / name).startswith(f"{tmp_path / name}: {what}")
+    with pytest.raises(BadInput) as caught:
+        open_volume(tmp_path / name)
+    assert what in str(caught.value)
+    with pytest.raises(BadInput) as caught:
+        list_volumes(tmp_path)
+    assert what in str(caught.value)
+    assert str(caught.value).endswith(f"{tmp_path} holds 1 of such files, and no .nii or .nii.gz.")
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii", "scan.raw", "labels.seg.nrrd", "._scan.nrrd", "notes.txt"])
+def test_all_else_is_left_to_others(name: str) -> None:
+    assert other_format(Path(name)) == ""

@@ -271,6 +271,20 @@ def test_a_shorter_volume_is_never_labelled_for_an_unreadable_slice(
     assert f"error: {last}: not a readable DICOM file" in capsys.readouterr().err
 
 
+def test_what_is_in_other_formats_is_named_and_the_rest_is_labelled(
+    predict: Any, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("scan.nrrd", "patient/scan.mha", "patient/straight/study.zip", "scan.seg.nrrd"):
+        (study / name).write_text("")
+    with pytest.raises(BadInput, match="study: 3 of 6 weren't labelled, see above"):
+        predict(study, tmp_path / "out")
+    printed = capsys.readouterr()
+    assert f"error: {study / 'scan.nrrd'}: is NRRD, which isn't read. Convert it to .nii.gz first" in printed.err
+    assert f"error: {study / 'patient' / 'straight' / 'study.zip'}: is packed. Unpack it" in printed.err
+    assert (tmp_path / "out" / "patient" / "straight.nii.gz").is_file()
+    assert "passed over" not in printed.out
+
+
 def test_a_folder_of_slices_alone_that_cannot_be_read_is_named(predict: Any, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "IM0001.dcm").write_text("no slice")

@@ -167,7 +167,7 @@ def test_too_little_room_is_said_before_the_work(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    with pytest.raises(BadInput, match=r"the prepared cases need 0\.0 GB, but only 0\.0 GB are free"):
+    with pytest.raises(BadInput, match=r"the prepared cases need \d+\.\d MB, but only 1\.0 MB are free"):
         prepare(phantoms, tmp_path / "out")
     assert not (tmp_path / "out" / "cases").exists()
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cyclic_committee.scripts.handlers import history
 from cyclic_committee.scripts.handlers.history import History
-from cyclic_committee.scripts.runtime.errors import BadInput, find_bad_input
+from cyclic_committee.scripts.runtime.errors import BadInput, find_bad_input, size_text
 
 
 class Killed(Dataset[int]):
@@ -136,3 +136,21 @@ def test_curves_that_can_not_be_drawn_end_no_training(
         engine.run([0], max_epochs=1)
     assert "the curves can't be drawn ([Errno 28] No space left on device). All else goes on." in caplog.text
     assert (tmp_path / "history.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (69, "69 bytes"),
+        (999.96, "1.0 kB"),
+        (1234, "1.2 kB"),
+        (999_960, "1.0 MB"),
+        (4.2e7, "42.0 MB"),
+        (21.6e9, "21.6 GB"),
+        (3.1e12, "3.1 TB"),
+        (3.1e16, "31000.0 TB"),
+    ],
+)
+def test_a_size_has_the_unit_that_suits_it(size: float, text: str) -> None:
+    assert size_text(size) == text

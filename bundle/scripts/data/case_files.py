@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..runtime.errors import BadInput
+from .folders import other_format
 from .volumes import SUFFIXES, case_name
 
 CHANNEL_SUFFIX = "_0000"  # FLARE21 and nnU-Net: train_000_0000.nii.gz is the first channel of train_000.nii.gz
@@ -62,10 +63,14 @@ def list_volumes(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such file or folder. Check the path.")
     try:
-        files = [f for f in folder.iterdir() if f.name.endswith(SUFFIXES) and not f.name.startswith(".")]
+        entries = sorted(folder.iterdir())
     except OSError as error:
         raise BadInput(f"{folder}: can't be read ({error.strerror}). Check its permissions.") from error
+    files = [f for f in entries if f.name.endswith(SUFFIXES) and not f.name.startswith(".")]
     if not files:
+        others = [*filter(None, map(other_format, entries))]
+        if others:
+            raise BadInput(f"{others[0]} {folder} holds {len(others)} of such files, and no .nii or .nii.gz.")
         raise BadInput(f"{folder}: holds no .nii or .nii.gz files. Check the path.")
     return sorted(files, key=lambda file: (case_name(file), file.name))
 

@@ -1,4 +1,4 @@
-"""The files of a folder and of the folders in it, links followed."""
+"""The files of a folder and of the folders in it, links followed, and those of formats that aren't read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import os
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+
+VOLUMES = {
+    ".nrrd": "NRRD",
+    ".nhdr": "NRRD",
+    ".mha": "MetaImage",
+    ".mhd": "MetaImage",
+    ".mgh": "FreeSurfer",
+    ".mgz": "FreeSurfer",
+    ".mnc": "MINC",
+    ".gipl": "GIPL",
+}
+PACKED = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".7z", ".rar")
+SEGMENTATION = ".seg.nrrd"  # 3D Slicer's, beside an image
 
 
 @dataclass
@@ -49,3 +62,18 @@ def files_below(folder: Path) -> FolderFiles:
             tops += sorted(filter(os.path.islink, (os.path.join(place, name) for name in folders)))
     found.files.sort()
     return found
+
+
+def other_format(file: Path) -> str:
+    """Return in one line what a file is and what to do with it, if its name says that it is of such a format."""
+    name = file.name.lower()
+    if name.startswith(".") or name.endswith(SEGMENTATION):
+        return ""
+    if name.endswith(PACKED):
+        return f"{file}: is packed. Unpack it, and give the folder."
+    kind = VOLUMES.get(file.suffix.lower())
+    return (
+        f"{file}: is {kind}, which isn't read. Convert it to .nii.gz first, with 3D Slicer or SimpleITK."
+        if kind
+        else ""
+    )

@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.openers import Opener
 from nibabel.spatialimages import SpatialImage
 
-from ..runtime.errors import BadInput
+from ..runtime.errors import BadInput, size_text
 
 ROUNDING_MM = 1e-3  # grids that are nearer to each other than this are the same
 SIZES_AGREE = 0.01  # voxel sizes that differ by less of themselves are the same
@@ -27,8 +27,8 @@ def require_all_voxels(volume: SpatialImage, path: Path) -> None:
     claimed, held = math.prod(volume.shape) * number.itemsize, path.stat().st_size
     if claimed > held * (DEFLATE if path.name.endswith(".gz") else 1):
         raise BadInput(
-            f"{path}: damaged or truncated (its header claims {claimed / 1e9:.3g} GB of voxels, and the file has "
-            f"{held / 1e9:.3g} GB). Replace it or take it out."
+            f"{path}: damaged or truncated (its header claims {size_text(claimed)} of voxels, and the file has "
+            f"{size_text(held)}). Replace it or take it out."
         )
 
 

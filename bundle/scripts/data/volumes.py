@@ -22,6 +22,7 @@ from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import SpatialImage
 
 from ..runtime.errors import BadInput, find_bad_input
+from .folders import other_format
 from .headers import ROUNDING_MM, grid_shift_mm, require_all_voxels, require_voxel_sizes
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -50,6 +51,8 @@ def open_volume(path: str | Path, *, may_have_channels: bool = False) -> Spatial
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{path}: no such file. Check the path.")
+    if other_format(path):
+        raise BadInput(other_format(path))
     try:
         volume: SpatialImage = nib.load(path)  # type: ignore[assignment]
     except Exception as error:  # nibabel raises many kinds of errors on damaged files

@@ -11,7 +11,7 @@ from pathlib import Path
 from nibabel.affines import voxel_sizes
 
 from ..data.cases import find_images
-from ..data.folders import files_below
+from ..data.folders import files_below, other_format
 from ..data.headers import header_remarks, require_plausible_sizes
 from ..data.hounsfield import why_not_hu
 from ..data.layouts import FOLDERS
@@ -60,7 +60,9 @@ def find_volumes(source: Path, *, out: Path, channels: int) -> tuple[list[Volume
             volumes.append(volume)
         except BadInput as error:
             faults.append(str(error))
-    dicom = group_series(source, below.files)
+    others = [] if source.is_file() or is_data_set(source) else [*filter(None, map(other_format, below.files))]
+    dicom = group_series(source, [file for file in below.files if not other_format(file)])
+    faults += others
     faults += dicom.faults
     for skipped in below.notes + dicom.skipped:
         print(f"note: {skipped}")
@@ -128,6 +130,11 @@ def require_folder(out: Path, source: Path) -> None:
         raise BadInput(f"{out}: no such folder can be made ({error.strerror}). Choose another --out.") from error
 
 
+def is_data_set(source: Path) -> bool:
+    """Return whether a folder has a folder of images within it, as data sets have."""
+    return any((source / images).is_dir() for images, _ in FOLDERS.values())
+
+
 def nifti_images(
     source: Path, files: Sequence[Path], *, out: Path, channels: int, faults: list[str]
 ) -> Iterator[tuple[Path, Files]]:
@@ -140,7 +147,7 @@ def nifti_images(
         channels: of each image.
         faults: what is wrong is added here.
     """
-    if source.is_file() or any((source / images).is_dir() for images, _ in FOLDERS.values()):
+    if source.is_file() or is_data_set(source):
         folders = [source]
     else:  # what was labelled before, and lies in it, isn't labelled again
         before = None if out.resolve() in source.resolve().parents else out.resolve()

@@ -16,7 +16,7 @@ from ..data.volumes import label_ids
 from ..runtime.atomic_files import put_in_place, remove_unfinished, unfinished_path
 from ..runtime.config_files import require_mapping
 from ..runtime.configuration import open_config
-from ..runtime.errors import BadInput
+from ..runtime.errors import BadInput, size_text
 from .fingerprint import CaseFingerprint, foreground_intensities, measure_cases
 from .plan import make_plan
 from .plan_file import write_plan
@@ -180,6 +180,6 @@ def require_room(slices: Any, measured: Sequence[CaseFingerprint]) -> None:
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise BadInput(
-            f"{folder}: the prepared cases need {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there. "
+            f"{folder}: the prepared cases need {size_text(needed)}, but only {size_text(free)} are free there. "
             "Make room, or choose another folder with --out."
         )

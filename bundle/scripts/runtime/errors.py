@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
+SIZE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 KEPT = "What was finished is kept: start again with the same words, a training with --resume true."
 ON_DISK = {  # errors of files that are the machine's, not the program's: what is wrong, and what to do
     errno.ENOSPC: ("the disk is full", "Make room."),
@@ -84,3 +85,9 @@ def one_line_errors() -> None:
 
     hook.one_line_errors = True  # type: ignore[attr-defined]
     sys.excepthook = hook
+
+
+def size_text(size: float) -> str:
+    """Return a size in the unit that suits it, such as `21.6 GB`; 0 is said of nothing but 0."""
+    power = next((power for power in range(len(SIZE_UNITS) - 1) if size < 999.95 * 1000**power), len(SIZE_UNITS) - 1)
+    return f"{size / 1000**power:.{1 if power else 0}f} {SIZE_UNITS[power]}"
