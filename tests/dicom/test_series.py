@@ -275,6 +275,13 @@ def test_slices_without_a_preamble_are_read(
     assert_same_volume(read_one(tmp_path), voxels, AXIAL)
 
 
+def test_compressed_pixels_of_an_unknown_kind_are_not_taken_for_numbers(tmp_path: Path, voxels: np.ndarray) -> None:
+    for path in write_series(tmp_path, voxels, AXIAL, transfer_syntax=RLELossless):
+        without_preamble(path, syntax=ExplicitVRLittleEndian)
+    with pytest.raises(BadInput, match=r"slice_0000\.dcm: its pixel data .* compressed, and the file doesn't say how"):
+        read_one(tmp_path).voxels()
+
+
 def link_to_nothing(path: Path) -> None:
     path.unlink()
     path.symlink_to("gone")

@@ -62,6 +62,8 @@ def stored_pixels(file: Path, header: Any) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about padding, and the like
             slice_ = read_dicom(file, pixels=True)  # pixel_array doesn't inflate a deflated file by itself
+            if slice_["PixelData"].is_undefined_length and not pydicom.uid.UID(syntax).is_compressed:
+                raise ValueError("they are compressed, and the file doesn't say how")  # they would be read as numbers
             if syntax in JPEG:
                 stored = decode_jpeg(slice_)
             else:
