@@ -17,8 +17,8 @@ from monailabel.utils.others.generic import device_list
 from ..scripts.data.volumes import case_name
 from ..scripts.inference.predictor import Predictor
 from ..scripts.runtime.atomic_files import write_whole
+from ..scripts.runtime.config_files import CODE
 from ..scripts.runtime.errors import BadInput
-from .guard.names import CODE
 from .guard.parameters import TrainingOptions, parse
 from .rounds import Cases, mean_dsc, replace_file, split_cases
 

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .names import CODE
+from ...scripts.runtime.config_files import CODE
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "cyclic_committee_token"

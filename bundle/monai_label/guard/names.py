@@ -7,7 +7,6 @@ from pathlib import PurePosixPath
 
 from fastapi import HTTPException
 
-CODE = ("$", "@", "%")  # what MONAI's configurations run, look up or read from files begins so
 PLAIN = re.compile(r"(?![.$@%])[^/\\\x00-\x1f\x7f]{1,200}")
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -14,7 +14,8 @@ from fastapi import HTTPException
 from monailabel.utils.others.generic import device_list, name_to_device
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from .names import CODE, require_tag
+from ...scripts.runtime.config_files import CODE
+from .names import require_tag
 
 DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]+)?")
 MOST_CHARACTERS = 2**20

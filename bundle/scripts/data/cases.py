@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
+from ..runtime.config_files import read_object
 from ..runtime.errors import BadInput
 from .case_files import Case, as_files, channel_faults, image_keys, list_volumes
-from .data_lists import list_entries, read_description
+from .data_lists import list_entries
 from .exclusion import excluded_names, without_excluded
 from .layouts import FOLDERS, DataSet, find_data_lists, read_data_set, require_known
 from .volumes import as_label_ids, case_name, open_image, open_volume, read_image, read_voxels, require_same_grid
@@ -159,7 +160,7 @@ def images_of_list(path: Path, data_root: str | None) -> list[Sequence[Path]]:
         if len(lists) != 1:
             raise BadInput(f"{path}: holds {len(lists)} data lists, expected one. Give the JSON file itself.")
         path = lists[0]
-    described = read_description(path)
+    described = read_object(path)
     root = path.parent if data_root is None else Path(data_root)
     for key in ("testing", "test", "training"):
         entries = list_entries(described, key, path=path, root=root)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.config_files import read_json, require_no_code
+from ..runtime.config_files import require_no_code
 from ..runtime.errors import BadInput
 from .case_files import CHANNEL_SUFFIX, Problem
 from .volumes import case_name
@@ -30,18 +30,6 @@ class Entry:
     label: Path | None = None
     fold: int | None = None
     fault: str = ""
-
-
-def read_description(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds, with or without a byte order mark.
-
-    Raises:
-        BadInput: missing, unreadable, damaged (with the line), or no object.
-    """
-    described = read_json(path)
-    if not isinstance(described, dict):
-        raise BadInput(f"{path}: holds no JSON object. Write {{...}} with the data set's description.")
-    return described
 
 
 def label_names(described: Mapping[str, Any], path: Path) -> dict[int, str]:
@@ -79,7 +67,7 @@ def mistyped_keys(described: Mapping[str, Any], path: Path) -> list[Problem]:
     entries = [entry for listed in lists for entry in listed if isinstance(entry, dict)]
     remarks = []
     for objects, known in (([described], DESCRIPTION_KEYS), (entries, ENTRY_KEYS)):
-        for key in sorted({key for one in objects for key in one} - set(known)):
+        for key in sorted(set().union(*objects) - set(known)):
             plain = re.sub(r"[^a-z]", "", key.casefold())
             near = difflib.get_close_matches(plain, known, n=1, cutoff=0.75)
             absent = near and sum(key in one and near[0] not in one for one in objects)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..runtime.config_files import read_json
+from ..runtime.config_files import read_json, read_object
 from ..runtime.errors import BadInput
 from .case_files import WHOLE, Case, Problem, image_keys, list_volumes, most_common, pair_files
 from .data_lists import (
@@ -20,7 +20,6 @@ from .data_lists import (
     list_entries,
     mistyped_keys,
     named_entries,
-    read_description,
 )
 from .volumes import SUFFIXES, case_name
 
@@ -119,7 +118,7 @@ def _lacks(path: Path, layout: str) -> str:
     if layout in ("nnunet", "decathlon"):
         if not source.is_file():
             return f"{DESCRIPTION} is missing"
-        described = read_description(source)
+        described = read_object(source)
         if layout == "decathlon" and not isinstance(described.get("training"), list):
             return f"{DESCRIPTION} holds no training list"
         if layout == "nnunet" and not {"channel_names", "modality"} & set(described):
@@ -151,7 +150,7 @@ def _lacks_list(path: Path) -> str:
         return "it is no JSON file" if path.is_file() else "no JSON file with a training list is in it"
     if len(lists) > 1:
         return f"{', '.join(file.name for file in lists)} all hold a training list, so that one must be given"
-    held = read_description(lists[0]).get("training")
+    held = read_object(lists[0]).get("training")
     return "" if isinstance(held, list) else f"{'it' if path.is_file() else DATA_LIST} holds no training list"
 
 
@@ -179,7 +178,7 @@ def _why_no_channels(images: Path, labels: Path) -> str:
 
 def _read_list(source: Path, *, root: Path) -> DataSet:
     """Read a data list, the Decathlon's included. Without folds, what is listed for validation becomes fold 0."""
-    described = read_description(source)
+    described = read_object(source)
     entries = list_entries(described, "training", path=source, root=root)
     validation = list_entries(described, "validation", path=source, root=root)
     has_folds = any(entry.fold is not None for entry in entries)
@@ -214,7 +213,7 @@ def _complete(
 def _read_nnunet(path: Path) -> DataSet:
     """Read nnU-Net's raw data. Version 1 trains on what its list names; version 2 has none, or one left over from 1."""
     source = path / DESCRIPTION
-    described = read_description(source)
+    described = read_object(source)
     ending = described.get("file_ending", SUFFIXES[0])
     if ending not in SUFFIXES:
         raise BadInput(f"{source}: the file_ending {ending} isn't supported. Convert the files to .nii.gz.")
@@ -243,7 +242,7 @@ def _read_nnunet(path: Path) -> DataSet:
 def _read_folders(path: Path, layout: str) -> DataSet:
     """Read a folder of images and one of label maps; plain ones may have a description beside them."""
     source = path / DESCRIPTION
-    described = read_description(source) if source.is_file() and layout == "folders" else {}
+    described = read_object(source) if source.is_file() and layout == "folders" else {}
     channels = ("CT",) if layout == "flare21" else channel_names(described, source)
     images, maps = (path / folder for folder in FOLDERS[layout])
     cases, problems = pair_files(images, maps, channels=len(channels))

@@ -188,7 +188,8 @@ def store_case(case: Mapping[str, Any], *, folder: Path, preparation: Preparatio
         BadInput: a file that can't be read; NaN; image and label that don't match; unknown label ids; no room.
     """
     place = place_of(case, folder=folder, preparation=preparation)
-    if what_is_stored(place) is None:
+    about = what_is_stored(place)
+    if about is None:
         if place.is_dir():
             log.warning(f"{place}: is damaged, or of an older version. It is prepared anew.")
         image, label, affine = prepare_case(case, preparation)
@@ -196,17 +197,15 @@ def store_case(case: Mapping[str, Any], *, folder: Path, preparation: Preparatio
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             unfinished.mkdir(parents=True)
-            write_case(unfinished, image=image, label=label, affine=affine, classes=len(preparation.labels))
+            about = write_case(unfinished, image=image, label=label, affine=affine, classes=len(preparation.labels))
             if what_is_stored(place) is None:
                 shutil.rmtree(place, ignore_errors=True)
             put_in_place(unfinished, place)
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            if what_is_stored(place) is None:  # or else another run was quicker
+            about = what_is_stored(place)
+            if about is None:  # or else another run was quicker
                 raise BadInput(f"{place}: can't be written ({error}). Make room, or choose another folder.") from error
-    about = what_is_stored(place)
-    if about is None:
-        raise BadInput(f"{place}: is damaged as soon as it is written. Look at the disk, or choose another folder.")
     return StoredCase(name=case["name"], folder=place, shape=tuple(about["shape"]), scales=tuple(about["scales"]))
 
 
@@ -301,8 +300,8 @@ def oriented(volume: np.ndarray, orientation: np.ndarray) -> Tensor:
     return torch.from_numpy(native if native.flags.writeable else native.copy()).permute(2, 1, 0)
 
 
-def write_case(folder: Path, *, image: Tensor, label: Tensor, affine: np.ndarray, classes: int) -> None:
-    """Write a prepared case's files into a folder; see `StoredCase`."""
+def write_case(folder: Path, *, image: Tensor, label: Tensor, affine: np.ndarray, classes: int) -> dict[str, Any]:
+    """Write a prepared case's files into a folder, see `StoredCase`, and return their description."""
     scales = []
     for channel, slices in enumerate(image.numpy()):
         scales.append(float(max(np.abs(slices).max(), 1e-6)) / STEPS)
@@ -315,7 +314,9 @@ def write_case(folder: Path, *, image: Tensor, label: Tensor, affine: np.ndarray
     np.save(folder / "place_counts.npy", counts)
     shape = [label.shape[1], label.shape[2], label.shape[0]]
     files = {path.name: (path.stat().st_size, checksum_of(path)) for path in sorted(folder.iterdir())}
-    (folder / "case.json").write_text(with_checksum({"shape": shape, "scales": scales, "files": files}))
+    about = {"shape": shape, "scales": scales, "files": files}
+    (folder / "case.json").write_text(with_checksum(about))
+    return about
 
 
 def write_volume(path: Path, slices: np.ndarray, affine: np.ndarray, scale: float) -> None:

@@ -145,7 +145,7 @@ class TrainingCheckpoint:
                     f"{key}: was {was} when {self.path} was begun, and the training can't go on with another. "
                     "Give that one, or start anew without --resume in another output_dir."
                 )
-        for key in sorted(FOLLOWED if config and self.config else ()):
+        for key in sorted(FOLLOWED - {"max_epochs", *SCHEDULE} if config and self.config else ()):
             if config.get(key) != self.config.get(key):
                 log.warning(f"{key}: is another than the training was begun with, and is followed from now on.")
 
