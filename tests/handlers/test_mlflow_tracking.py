@@ -323,10 +323,11 @@ def test_a_training_that_is_terminated_early_is_finished(make: Make) -> None:
 def test_an_epoch_that_the_store_did_not_take_is_sent_with_the_next(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = MlflowClient.log_batch
+    real, refused = MlflowClient.log_batch, []
 
     def log_batch(self: MlflowClient, run_id: str, metrics: Any = (), **rest: Any) -> None:
-        if any(metric.step == 1 for metric in metrics) and len(metrics) == 1:
+        if metrics and not refused:
+            refused.append(metrics)
             raise MlflowException("the server is on holiday")
         real(self, run_id, metrics=metrics, **rest)
 
@@ -337,6 +338,48 @@ def test_an_epoch_that_the_store_did_not_take_is_sent_with_the_next(
     assert "didn't take epoch 1: the server is on holiday" in caplog.text
     assert points_of(tracking, "loss/member_0") == [(1, 1.0), (2, 0.5)]
     assert runs_of(tracking)[0].info.status == "FINISHED"
+
+
+def test_a_store_that_does_not_answer_holds_no_epoch_up_and_gets_all_when_it_does(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, answers, answered = MlflowClient.log_batch, threading.Event(), []
+
+    def log_batch(self: MlflowClient, run_id: str, metrics: Any = (), **rest: Any) -> None:
+        if metrics:
+            answered.append(answers.wait(60))
+        real(self, run_id, metrics=metrics, **rest)
+
+    def step(engine: Engine, batch: object) -> None:
+        if engine.state.epoch == 5:  # all epochs before it have ended, though nothing of them was taken
+            answers.set()
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    tracking = make()
+    train(tracking, epochs=5, step=step)
+    assert all(answered)
+    assert points_of(tracking, "loss/member_0") == [(epoch, 1 / epoch) for epoch in range(1, 6)]
+    assert runs_of(tracking)[0].info.status == "FINISHED"
+
+
+def test_a_run_that_was_killed_on_the_spot_is_ended_by_the_next_training_there(make: Make, tmp_path: Path) -> None:
+    def killed(**settings: Any) -> None:
+        tracking = make(**settings)
+        tracking.start(Engine(lambda *_: None))
+        tracking.termination.end()
+        atexit.unregister(tracking._end)
+
+    killed()
+    killed(output_dir=str(tmp_path / "other"))  # may be going on
+    tracking = make()
+    train(tracking, epochs=1)
+    status = {run.info.status: run.data.tags["output_dir"] for run in runs_of(tracking)}
+    assert status == {
+        "FINISHED": str(tmp_path / "a folder"),
+        "KILLED": str(tmp_path / "a folder"),
+        "RUNNING": str(tmp_path / "other"),
+    }
+    assert not (tmp_path / "a folder" / ".mlflow_run").exists()
 
 
 def test_a_deleted_experiment_is_refused_by_name(make: Make) -> None:
@@ -407,6 +450,16 @@ def test_a_server_that_cannot_be_reached_is_refused_at_once(make: Make, monkeypa
             train(make(tracking_uri=f"http://me:secret@{address}"))
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_never_answers_is_refused_in_seconds(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("cyclic_committee.scripts.handlers.mlflow_store.PATIENCE_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(BadInput, match=rf"tracking_uri {address} can't be used .*imed out.*--track false"):
+            train(make(tracking_uri=address))
 
 
 def test_a_config_becomes_plain_whatever_is_in_it() -> None:

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
@@ -23,13 +24,20 @@ from mlflow.entities import LifecycleStage, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from ..runtime.atomic_files import write_whole
 from ..runtime.errors import BadInput
 from ..runtime.sigterm import Termination
 from .history import epoch_row
 from .mlflow_settings import environment, hyper_parameters, plain, valid_key, without_password
-from .mlflow_store import LOST, SQLITE, brief, check_address, close, database_of, reach, unusable
+from .mlflow_store import LOST, PATIENCE_S, SQLITE, brief, check_address, close, database_of, reach, unusable
 
 PARAMETERS, METRICS = 100, 1000  # MLflow's limits for one request
+MOST_AT_END_S = 60
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # MLflow would tell its makers about every run
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PATIENCE_S),  # 120 by default
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # 7 by default, which take four minutes
+}
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +54,13 @@ class MLflowTracking:
 
     It stands behind History, whose rows it logs, and before StatsHandler and CheckpointSaver: MONAI's handlers of an
     exception raise it again, so ignite never calls those behind them.
-    Raises BadInput if the store can't be used, before the training starts. A store that fails later costs a warning,
-    and its epochs are sent with the next one. A server that answers with errors is asked again for about four
-    minutes; the environment variable MLFLOW_HTTP_REQUEST_MAX_RETRIES shortens that.
+    Raises BadInput if the store can't be used, before the training starts. Epochs are sent in the background, one
+    request at a time, so that a store which is slow or gone doesn't hold the training up: that costs a warning, and
+    what it didn't take is sent with the next epoch. At the end it has a minute. A request waits 10 s for an answer and
+    is tried three times, unless MLFLOW_HTTP_REQUEST_TIMEOUT and MLFLOW_HTTP_REQUEST_MAX_RETRIES say otherwise.
+
+    While a run is open, its id lies in the file `.mlflow_run` of `output_dir`: what was killed on the spot is ended as
+    KILLED by the next training there.
     """
 
     def __init__(
@@ -77,6 +89,8 @@ class MLflowTracking:
         self.client: MlflowClient  # from `start` on
         self.run_id = ""  # none is open
         self.unsent: list[Metric] = []
+        self.sending: Future[bool] | None = None
+        self.open_run = Path(self.output_dir, ".mlflow_run")
         self.termination = Termination()
 
     def attach(self, engine: Engine) -> None:
@@ -93,12 +107,16 @@ class MLflowTracking:
         for name in ("mlflow", "alembic"):  # they tell on stderr how a database is made
             noisy = logging.getLogger(name)
             noisy.setLevel(max(noisy.level, logging.WARNING))
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow would tell its makers about every run
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         try:
             reach(self.tracking_uri)
             self.client, self.unsent = MlflowClient(tracking_uri=self.tracking_uri), []
             device = getattr(engine.state, "device", None) or torch.device("cpu")
             self.run_id = self._open_run(self._find_experiment(), device=device)
+            self._end_what_was_killed()
+            write_whole(self.open_run, self.run_id)
+            self.thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
             atexit.register(self._end, "KILLED")  # an exception on the way to `fail` would leave the run open
             self.termination.begin()
             self._log_settings(self.run_id)
@@ -115,14 +133,12 @@ class MLflowTracking:
         now_ms = int(time.time() * 1000)
         numbers = {valid_key(name): value for name, value in row.items() if name != "epoch" and math.isfinite(value)}
         self.unsent += [Metric(name, value, now_ms, epoch) for name, value in numbers.items()]
-        self._attempt(f"epoch {epoch}", self._send)
+        if self.sending is None or self.sending.done():
+            self.sending = self.thread.submit(self._attempt, f"epoch {epoch}", self._send)
 
     def finish(self, engine: Engine) -> None:
         """Add the files and end the run."""
-        for path in self.artifacts:
-            if os.path.exists(path):
-                self._attempt(str(path), partial(self._add, path))
-        self._end("FINISHED")
+        self._end("FINISHED", artifacts=[path for path in self.artifacts if os.path.exists(path)])
 
     def fail(self, engine: Engine, error: BaseException) -> None:
         """End the run as failed, or as killed for KeyboardInterrupt, SIGTERM and SystemExit; the exception goes on."""
@@ -168,6 +184,15 @@ class MLflowTracking:
             self.client.set_tag(run_id, name, value)
         return run_id
 
+    def _end_what_was_killed(self) -> None:
+        """End the run that was open when a training in this folder was killed; `claim` says that none goes on."""
+        try:
+            killed = self.open_run.read_text(encoding="utf-8")
+            if killed != self.run_id and self.client.get_run(killed).info.status == "RUNNING":
+                self.client.set_terminated(killed, "KILLED")
+        except LOST:  # none, or of another store
+            return
+
     def _goes_on(self, run: Run) -> bool:
         tags = run.data.tags
         interrupted = tags.get(MLFLOW_PARENT_RUN_ID) == self.parent_run_id and run.info.status != "FINISHED"
@@ -193,8 +218,9 @@ class MLflowTracking:
 
     def _send(self) -> None:
         while self.unsent:
-            self.client.log_batch(self.run_id, metrics=self.unsent[:METRICS], synchronous=True)
-            del self.unsent[:METRICS]
+            some = self.unsent[:METRICS]
+            self.client.log_batch(self.run_id, metrics=some, synchronous=True)
+            del self.unsent[: len(some)]  # the training may have added others meanwhile
 
     def _add(self, path: str) -> None:
         if os.path.isdir(path):
@@ -202,20 +228,31 @@ class MLflowTracking:
         else:
             self.client.log_artifact(self.run_id, path)
 
-    def _end(self, status: str) -> None:
+    def _end(self, status: str, artifacts: Sequence[str] = ()) -> None:
         self.termination.ignore()  # a lost connection and torchrun's SIGTERM come at about the same time
         atexit.unregister(self._end)
+        until = time.monotonic() + MOST_AT_END_S
+        if self.sending is not None:
+            wait([self.sending], timeout=MOST_AT_END_S)
+        self.thread.shutdown(wait=False)
+        last = {"the last epochs": self._send} if self.unsent else {}
+        for what, action in (last | {str(path): partial(self._add, path) for path in artifacts}).items():
+            if time.monotonic() < until:
+                self._attempt(what, action)
+        if self._attempt("the end of the run", partial(self.client.set_terminated, self.run_id, status)):
+            self.open_run.unlink(missing_ok=True)
         if self.unsent:
-            self._attempt("the last epochs", self._send)
-        self._attempt("the end of the run", partial(self.client.set_terminated, self.run_id, status))
+            logger.warning(f"MLflow has {len(self.unsent)} numbers less than {self.output_dir}/history.json.")
         self.run_id = ""
         close(self.client)
         self.termination.end()
 
-    def _attempt(self, what: str, action: Callable[[], None]) -> None:
-        """A training of days doesn't end because its records can't be written."""
+    def _attempt(self, what: str, action: Callable[[], None]) -> bool:
+        """Return whether it went well; a training of days doesn't end because its records can't be written."""
         try:
             reach(self.tracking_uri)
             action()
+            return True
         except LOST as error:
             logger.warning(f"MLflow at {without_password(self.tracking_uri)} didn't take {what}: {brief(error)}")
+            return False
