@@ -27,7 +27,7 @@ ROOMS = {
     "estimate": "autograd data networks runtime training",
     "handlers": "data runtime visualize",
     "phantoms": "metrics runtime",
-    "audit": "handlers runtime visualize",
+    "audit": "data handlers runtime visualize",
     "experiments": "data handlers metrics phantoms runtime",
     "inference": "data dicom handlers networks runtime transforms",
     "bundles": "inference runtime",

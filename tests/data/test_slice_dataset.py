@@ -14,7 +14,7 @@ from monai.data import get_track_meta
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 
 from cyclic_committee.scripts.data.cases import find_cases
-from cyclic_committee.scripts.data.slice_dataset import SliceDataset, SliceSampler
+from cyclic_committee.scripts.data.slice_dataset import Draw, SliceDataset, SliceSampler
 from cyclic_committee.scripts.runtime.errors import BadInput
 
 
@@ -33,7 +33,7 @@ def dataset(phantoms: Path, cache: Path, **arguments: Any) -> SliceDataset:
 
 def test_the_last_third_of_a_batch_must_show_foreground() -> None:
     batch = next(iter(SliceSampler(batch_size=8, iterations_per_epoch=1)))
-    assert [foreground for _, foreground in batch] == [False] * 5 + [True] * 3
+    assert [draw.foreground for draw in batch] == [False] * 5 + [True] * 3
 
 
 def test_an_epoch_has_its_iterations_whatever_the_data_set() -> None:
@@ -43,7 +43,7 @@ def test_an_epoch_has_its_iterations_whatever_the_data_set() -> None:
 
 
 def test_draws_repeat_with_seed_and_epoch_and_else_differ() -> None:
-    def draws(seed: int, epoch: int) -> list[list[tuple[int, bool]]]:
+    def draws(seed: int, epoch: int) -> list[list[Draw]]:
         sampler = SliceSampler(batch_size=4, iterations_per_epoch=5, seed=seed)
         sampler.set_epoch(epoch)
         return list(sampler)
@@ -51,12 +51,12 @@ def test_draws_repeat_with_seed_and_epoch_and_else_differ() -> None:
     assert draws(0, 3) == draws(0, 3)
     assert draws(0, 3) != draws(0, 4)
     assert draws(0, 3) != draws(1, 3)
-    seeds = [seed for batch in draws(0, 3) for seed, _ in batch]
+    seeds = [draw.seed for batch in draws(0, 3) for draw in batch]
     assert len(set(seeds)) == len(seeds)
 
 
 def test_several_processes_draw_what_one_would_with_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    def draws(rank: int, processes: int) -> list[list[tuple[int, bool]]]:
+    def draws(rank: int, processes: int) -> list[list[Draw]]:
         monkeypatch.setattr(idist, "get_rank", lambda: rank)
         monkeypatch.setattr(idist, "get_world_size", lambda: processes)
         return list(SliceSampler(batch_size=12 // processes, iterations_per_epoch=5, seed=1))
@@ -71,11 +71,25 @@ def test_several_processes_draw_what_one_would_with_the_whole_batch(monkeypatch:
 def test_a_sample_is_a_function_of_its_draw(phantoms: Path, tmp_path: Path) -> None:
     random = Compose([RandFlipd("image", prob=0.5), RandGaussianNoised("image", prob=0.5)])
     slices = dataset(phantoms, tmp_path, transform=random)
-    first = [slices[(seed, False)] for seed in range(6)]
-    again = [slices[(seed, False)] for seed in reversed(range(6))][::-1]
+    first = [slices[Draw(seed, False)] for seed in range(6)]
+    again = [slices[Draw(seed, False)] for seed in reversed(range(6))][::-1]
     for one, other in zip(first, again, strict=True):
         assert torch.equal(torch.as_tensor(one["image"]), torch.as_tensor(other["image"]))
         assert (one["case"], one["slice"]) == (other["case"], other["slice"])
+
+
+def test_cases_that_are_left_out_are_not_drawn_from_and_without_them_nothing_changes(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    slices = dataset(phantoms, tmp_path)
+    sampler = SliceSampler(batch_size=8, iterations_per_epoch=4)
+    before = [slices[draw]["case"] for batch in sampler for draw in batch]
+    assert before == [slices[Draw(draw.seed, draw.foreground)]["case"] for batch in sampler for draw in batch]
+    sampler.left_out = (1, 3)
+    after = {slices[draw]["case"] for batch in sampler for draw in batch}
+    names = [case.name for case in slices.cases]
+    assert set(before) == set(names)
+    assert after == {names[0], names[2], names[4]}
 
 
 @pytest.mark.parametrize("crop_size", [[48, 40], [25, 31]])
@@ -85,7 +99,7 @@ def test_forced_foreground_shows_all_classes_in_the_middle(
     slices = dataset(phantoms, tmp_path, crop_size=crop_size, patch_size=crop_size)
     centred, classes = [], set()
     for seed in range(60):
-        label = slices[(seed, True)]["label"][0]
+        label = slices[Draw(seed, True)]["label"][0]
         centred.append(int(label[crop_size[0] // 2, crop_size[1] // 2]))
         classes |= set(label.unique().tolist())
     assert classes == {0, 1, 2, 3, 4}
@@ -120,7 +134,7 @@ def test_a_cut_around_a_pixel_is_centred_on_it_except_at_the_near_border() -> No
 
 
 def test_a_cut_is_where_the_label_is(phantoms: Path, tmp_path: Path) -> None:
-    sample = dataset(phantoms, tmp_path, spacing_mm=[3.0, 3.0])[(5, True)]
+    sample = dataset(phantoms, tmp_path, spacing_mm=[3.0, 3.0])[Draw(5, True)]
     assert sample["image"].shape == (1, 48, 40)
     organs, air = sample["image"][sample["label"] > 0], sample["image"] <= -2.49  # at -200 HU, where it is clipped
     assert -0.5 < organs.mean() < 2.0
@@ -136,7 +150,7 @@ def test_transforms_see_plain_tensors_and_metatensors_are_on_again_afterwards(ph
         return sample
 
     slices = dataset(phantoms, tmp_path, transform=Compose([RandFlipd("image", prob=1.0), look]))
-    slices[(1, False)]
+    slices[Draw(1, False)]
     assert kinds == {torch.Tensor}
     assert get_track_meta()
 

@@ -16,12 +16,13 @@ from ..runtime.atomic_files import write_whole
 from ..runtime.csv_tables import csv_text
 from ..runtime.errors import BadInput
 from ..visualize.suspects import draw_suspects
+from .usual_values import Numbers, too_many, usual_value
 
 SINCE = 0.5  # of the training: before, the committee knows too little
 SUSPECT = 3.0  # typical deviations
+TOO_MANY = " These are too many to tell which are wrong: none is listed to be left out."
 LEAST_DEVIATION = 0.01  # of a DSC: a class that all cases get right alike is no reason to distrust the next best
 HEADER = "# Take out the lines of labels that are right, save it elsewhere, and train with --exclude and that file."
-Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ def audit(run: str | Path, *, out: str | Path | None = None, top: int = 20) -> l
     more, which `exclude` takes; and `pictures`, the most distrusted cases with their labels outlined.
 
     Distrust is what others call a label-quality score, turned round: 0 for a usual label, the higher the worse. It
-    tells labels that are unlike the others. What is wrong everywhere in the same way isn't seen; a rare anatomy with a
-    right label is. A case of which few samples were drawn (`seen`) is judged by few.
+    tells labels that are unlike the others, as long as four in ten are right and so alike: if more than 60 % of the
+    cases are suspects, nobody can tell, and `suspects.txt` names none. What is wrong everywhere in the same way isn't
+    seen; a rare anatomy with a right label is. A case of which few samples were drawn (`seen`) is judged by few.
 
     Args:
         run: the output folder of a training.
@@ -72,9 +74,18 @@ def write_audit(
         raise BadInput(f"top: must be 0 or a whole number above it, got {top!r}. Give another with --top.")
     write_rows(cases, folder / "cases.csv")
     write_rows(slices, folder / "slices.csv")
-    suspects = [f"{row.case}  # {row.distrust:.1f}, {row.label}" for row in cases if row.distrust >= SUSPECT]
-    write_whole(folder / "suspects.txt", "\n".join([HEADER, *suspects, ""]))
+    write_suspects(cases, folder / "suspects.txt")
     draw_suspects(cases[:top], slices, about=about, folder=folder / "pictures")
+
+
+def write_suspects(cases: Sequence[Suspect], path: Path) -> None:
+    """Write the names of the cases with a distrust of 3 or more, for `exclude`; none if they are too many."""
+    suspects = [row for row in cases if row.distrust >= SUSPECT]
+    if too_many(len(suspects), len(cases)):
+        lines = [f"# {len(suspects)} of {len(cases)} cases are suspects: too many to tell which are wrong."]
+    else:
+        lines = [f"{row.case}  # {row.distrust:.1f}, {row.label}" for row in suspects]
+    write_whole(path, "\n".join([HEADER, *lines, ""]))
 
 
 def rank(table: pa.Table, *, labels: Mapping[str, str], by_slice: bool = True, since: float = SINCE) -> list[Suspect]:
@@ -124,9 +135,9 @@ def rank(table: pa.Table, *, labels: Mapping[str, str], by_slice: bool = True, s
 def case_distrust(labelled: Numbers, expected: Numbers, agreed: Numbers) -> tuple[Numbers, NDArray[np.intp]]:
     """Return each case's distrust, and the class that gives the most of it.
 
-    By class: how much lower the DSC of label and committee is than the median case's, in typical deviations (1.4826
-    times the median one). What is better than the median counts as 0. Over the classes the root mean square, so that
-    one organ that is missing isn't lost among many.
+    By class: how much lower the DSC of label and committee is than the usual one, in typical deviations, see
+    `usual_value`. What is better counts as 0. Over the classes the root mean square, so that one organ that is missing
+    isn't lost among many.
 
     Args:
         labelled, expected, agreed: pixels by label, by committee, by both, `(cases, classes)` without background.
@@ -139,8 +150,8 @@ def slice_distrust(labelled: Numbers, expected: Numbers, agreed: Numbers) -> tup
     """Return each slice's distrust, and the class that gives the most of it.
 
     By class: the pixels on which label and committee differ, by the root of the class's area. That is as wide as the
-    rim in doubt along the organ's border, whatever the organ's size. How far it lies above the median slice that shows
-    the class, in typical deviations; over the classes the root mean square.
+    rim in doubt along the organ's border, whatever the organ's size. How far it lies above what is usual in slices that
+    show the class, in typical deviations; over the classes the root mean square.
 
     Args:
         labelled, expected, agreed: see `case_distrust`, `(slices, classes)`.
@@ -167,17 +178,16 @@ def usual_area(areas: Numbers) -> Numbers:
 
 
 def deviations(values: Numbers, *, shown: NDArray[np.bool_]) -> Numbers:
-    """Return how far values lie above their column's median, in typical deviations, 0 below it: `(rows, columns)`.
+    """Return how far values lie above what is usual in their column, in typical deviations, 0 below: `(rows, columns)`.
 
     Args:
         values: `(rows, columns)`.
-        shown: where the median and the typical deviation are taken from, `(rows, columns)`.
+        shown: where the usual value and the typical deviation are taken from, `(rows, columns)`.
     """
     scores = np.zeros_like(values)
     for column, (of_column, usual) in enumerate(zip(values.T, shown.T, strict=True)):
-        known = of_column[usual] if usual.any() else of_column
-        typical = 1.4826 * np.median(np.abs(known - np.median(known)))
-        scores[:, column] = np.maximum(of_column - np.median(known), 0) / max(typical, LEAST_DEVIATION)
+        value, deviation = usual_value(of_column[usual] if usual.any() else of_column)
+        scores[:, column] = np.maximum(of_column - value, 0) / max(deviation, LEAST_DEVIATION)
     return scores
 
 
@@ -208,4 +218,5 @@ def format_suspects(rows: Sequence[Suspect], *, top: int = 20) -> str:
         numbers = f"{row.distrust:7.1f}{mark:1}  {row.dsc:.2f}  {row.loss:.3f}  {row.dropped:6.0%}  {row.seen:5}"
         lines.append(f"{row.rank:4}  {row.case:{wide}} {numbers}  {row.label}")
     suspects = sum(row.distrust >= SUSPECT for row in rows)
-    return "\n".join([*lines, f"* {suspects} of {len(rows)} cases have a distrust of {SUSPECT:g} or more."])
+    last = f"* {suspects} of {len(rows)} cases have a distrust of {SUSPECT:g} or more."
+    return "\n".join([*lines, last + (TOO_MANY if too_many(suspects, len(rows)) else "")])

@@ -140,12 +140,15 @@ def audit(run: str, out: str | None = None, top: int = 20) -> None:
     require_there(run)
     from ..audit.label_audit import audit as audit_labels
     from ..audit.label_audit import format_suspects
+    from ..audit.training_audit import told_of
     from ..experiments.cross_validation import SETTINGS
     from ..report.audit import audit_folds
 
     judge = audit_folds if (Path(str(run)) / SETTINGS).is_file() else audit_labels
     rows = judge(str(run), out=None if out is None else str(out), top=top)
     print(format_suspects(rows, top=top))
+    if told := told_of(Path(str(run))):
+        print(told)
 
 
 def report(*run: str, out: str | None = None, timed_cases: int = 3, challenging: int = 1, suspects: int = 4) -> None:

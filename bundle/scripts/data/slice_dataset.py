@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ignite.distributed as idist
 import numpy as np
@@ -22,7 +22,13 @@ from .cases import require_cases
 from .slice_store import Preparation, StoredCase, store_cases
 from .volumes import label_ids
 
-Draw = tuple[int, bool]  # seed of a sample, and whether it must show foreground
+
+class Draw(NamedTuple):
+    """What a sample is made from."""
+
+    seed: int
+    foreground: bool  # it must show some
+    left_out: tuple[int, ...] = ()  # numbers of the cases that aren't drawn from
 
 
 class SliceSampler(Sampler[list[Draw]]):
@@ -40,6 +46,10 @@ class SliceSampler(Sampler[list[Draw]]):
         batch_size: samples in a mini-batch of this process.
         iterations_per_epoch: mini-batches in an epoch, whatever the size of the data set.
         seed: of the run.
+
+    Attributes:
+        left_out: numbers of the cases that aren't drawn from, beginning with the next epoch. Draws carry it to the
+            workers, which may be processes of their own.
     """
 
     def __init__(self, *, batch_size: int, iterations_per_epoch: int, seed: int = 0) -> None:
@@ -51,6 +61,7 @@ class SliceSampler(Sampler[list[Draw]]):
         self.iterations_per_epoch = iterations_per_epoch
         self.seed = seed
         self.epoch = 0
+        self.left_out: tuple[int, ...] = ()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0."""
@@ -65,12 +76,12 @@ class SliceSampler(Sampler[list[Draw]]):
         random_places = round(samples * (1 - 0.33))
         for iteration in range(self.iterations_per_epoch):
             seeds = np.random.SeedSequence([self.seed, self.epoch, iteration, 0]).generate_state(samples)
-            draws = [(int(seed), place >= random_places) for place, seed in enumerate(seeds)]
+            draws = [Draw(int(seed), place >= random_places, self.left_out) for place, seed in enumerate(seeds)]
             yield draws[rank::world]
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
-    """Random slices of random cases, cut to a size: `dataset[draw]`, not `dataset[index]`.
+    """Random slices of random cases, cut to a size: `dataset[Draw(...)]`, not `dataset[index]`.
 
     Cases are drawn uniformly, then a slice. With forced foreground: a class that the case shows, a slice that shows
     it, and the cut centred on one of its pixels. What lies beyond the slice is 0 and background, as in nnU-Net v1.
@@ -125,9 +136,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
         return cases
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        seed, foreground = draw
+        seed, foreground, left_out = draw
         rng = np.random.default_rng(seed)
-        case = self.cases[rng.integers(len(self.cases))]
+        cases = [case for number, case in enumerate(self.cases) if number not in left_out]
+        case = cases[rng.integers(len(cases))]
         drawn = case.draw_foreground(rng) if foreground else None
         index, centre = drawn if drawn is not None else (int(rng.integers(case.shape[2])), None)
         starts = self.starts(case.shape[:2], centre, rng)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
+from ..audit import label_audit
 from ..audit.joint_audit import JointAudit, joint_audit
-from ..audit.label_audit import HEADER, SUSPECT, Suspect, write_audit
-from ..runtime.atomic_files import write_whole
+from ..audit.label_audit import SUSPECT, TOO_MANY, Suspect, write_audit
+from ..audit.training_audit import told_of
+from ..audit.usual_values import too_many
 from ..runtime.errors import BadInput
 from ..visualize.suspects import draw_suspects
 from .runs import Run, read_runs
@@ -67,6 +69,8 @@ def audit_table(run: Run, audit: JointAudit) -> Table:
         "usual. Each case was trained on in all folds but its own; distrust, DSC of label and committee, loss and "
         "share dropped are the means over these folds. A high distrust may be a wrong label, or a rare anatomy: look "
         "at the picture before a label is left out."
+        + (TOO_MANY if too_many(suspects, len(rows)) else "")
+        + "".join(f" Fold {fold}, {told}." for fold in run.scores if (told := told_of(run.folder / f"fold_{fold}")))
         + (
             f" In the median case the DSC of label and committee is {percent(100 * learned)} %: the committees have "
             "learned too little for this ranking to be trusted."
@@ -108,8 +112,7 @@ def write_suspects(run: Run, audit: JointAudit, *, count: int, folder: Path) -> 
     Raises:
         BadInput: files that aren't there any more, after the list was written; see `draw_suspects`.
     """
-    lines = [f"{one.case}  # {one.distrust:.1f}, {one.label}" for one in audit.cases if one.distrust >= SUSPECT]
-    write_whole(folder / f"suspects_{run.key}.txt", "\n".join([HEADER, *lines, ""]))
+    label_audit.write_suspects(audit.cases, folder / f"suspects_{run.key}.txt")
     drawn = audit.cases[:count]
     draw_suspects(drawn, audit.slices, about=audit.about, folder=folder / f"suspects_{run.key}")
     return drawn
