@@ -48,9 +48,10 @@ from scipy import ndimage
 
 from cyclic_committee.scripts.phantoms.data_set import LAYOUTS, describe_nnunet, write_volume
 from cyclic_committee.scripts.phantoms.phantom import make_phantom
-from cyclic_committee.scripts.planning.preparation import parser_of, prepare
+from cyclic_committee.scripts.planning.preparation import prepare
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
 from cyclic_committee.scripts.runtime.config_files import find_config
+from cyclic_committee.scripts.runtime.configuration import open_config
 from cyclic_committee.scripts.transforms.resampling import resample_labels, resample_slices
 
 OURS, THEIRS = "cyclic committee", "nnU-Net v2"
@@ -137,7 +138,7 @@ def write_data_set(raw: Path, ct: str | None, cases: int, recipe: dict[str, Any]
 
 
 def our_side(raw: Path, folder: Path, overlays: Sequence[str]) -> Side:
-    parser = parser_of(prepare(raw, folder, overlays=overlays), overlays)
+    parser = open_config("train.yaml", [prepare(raw, folder, overlays=overlays), *overlays], values={"fold": "all"})
     parser["num_workers"], parser["train#dataloader#pin_memory"] = 0, False
     cases = {case.name: case for case in parser.get_parsed_content("train#dataset").cases}
     loader, sampler = (parser.get_parsed_content(f"train#{name}") for name in ("dataloader", "sampler"))
@@ -275,7 +276,7 @@ def main(
             sides = {OURS: our_side(raw, folder / "ours", overlays)}
         libraries = ["numpy", "torch", "monai", "nibabel"]
         if find_spec("nnunetv2"):
-            rotation = parser_of(folder / "ours" / "plan.yaml", overlays)["rotation_degrees"]
+            rotation = open_config("train.yaml", [folder / "ours" / "plan.yaml", *overlays])["rotation_degrees"]
             sides[THEIRS] = their_side(raw, preprocessed, recipe, rotation)
             require_same_data(list(sides.values()))
             libraries += ["nnunetv2", "batchgeneratorsv2", "blosc2"]
