@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -162,6 +163,14 @@ def test_a_target_is_a_class_or_function_of_todays(path: Path) -> None:
         place = (BUNDLE / "scripts" / module.replace(".", "/")).with_suffix(".py")
         assert place.is_file(), module
         assert name == "{" or name in names_in(place), target
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_from_here_is_there(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cyclic_committee"):
+            module = importlib.import_module(node.module or "")
+            assert not [name.name for name in node.names if not hasattr(module, name.name)], node.module
 
 
 def below(room: str) -> set[str]:

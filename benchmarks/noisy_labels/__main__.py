@@ -19,6 +19,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # such small networks are no faster with more; before torch is imported
+
 import sys
 import tempfile
 import time
