@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from .atomic_files import put_in_place, unfinished_path
 from .errors import BadInput
 
 FILES_OF_USE = ("__pycache__", "*.pt", ".unfinished-*")
@@ -17,14 +18,20 @@ def bundle_root() -> str:
 
 
 def copy_bundle(folder: Path) -> None:
-    """Copy the bundle to a new folder, without what was made by using it.
+    """Copy the bundle to a new folder, whole or not at all, without what was made by using it.
 
     Raises:
         BadInput: the folder exists.
     """
     if folder.exists():
         raise BadInput(f"{folder}: exists already. Choose a new folder.")
-    copy_without_use(Path(bundle_root()), folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_path(folder)
+    try:
+        copy_without_use(Path(bundle_root()), unfinished)
+        put_in_place(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def copy_without_use(bundle: Path, folder: Path) -> None:
