@@ -25,7 +25,7 @@ from .handlers.history import read_history
 from .infer import InferClass
 from .planning.plan import make_plan
 from .planning.plan_file import HEADER, plan_text
-from .runtime.atomic_files import put_in_place, unfinished_path
+from .runtime.atomic_files import put_in_place, remove_folder, unfinished_path
 from .runtime.bundle_paths import bundle_root
 from .runtime.config_files import require_mapping
 from .runtime.errors import BadInput
@@ -101,8 +101,7 @@ class CommitteeAlgo(BundleAlgo):
                 self.fill_records = self.fill_template_config(self.data_stats_files, str(unfinished), **kwargs)
             self.output_path, self.inferer = str(unfinished), None
             algo_to_json(self, template_path=self.template_path)  # what is whole is known as ours from the beginning
-            if target.exists():
-                shutil.rmtree(target)
+            remove_folder(target)
             put_in_place(unfinished, target)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

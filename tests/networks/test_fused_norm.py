@@ -414,7 +414,7 @@ def test_a_build_that_is_killed_leaves_no_library(unloaded: Path, tmp_path: Path
     slow = compiler(tmp_path, f"{OUTPUT}; open(output, 'w').write('half'); time.sleep(60)")
     code = f"import pathlib\nfrom {native_build.__name__} import load_native\nload_native(pathlib.Path({__file__!r}))"
     with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "CXX": slow}, start_new_session=True) as run:
-        while not list(unloaded.glob("build_*/*")):
+        while not list(unloaded.glob(".unfinished-*/*")):
             assert run.poll() is None, "the process ended without a build"
             time.sleep(0.05)
         os.killpg(run.pid, 9)

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import BUNDLE
 
 from cyclic_committee.scripts.runtime.atomic_files import (
     DAY_S,
     HOST,
     put_in_place,
+    remove_folder,
     remove_unfinished,
     require_writable,
+    temporary_folder,
     unfinished_path,
     write_whole,
 )
@@ -42,6 +46,50 @@ def test_what_a_killed_process_left_is_removed_by_whoever_writes_there_next(tmp_
     left.touch()
     write_whole(tmp_path / "other.csv", "a")
     assert [path.name for path in tmp_path.iterdir()] == ["other.csv"]
+
+
+def test_temporary_folders_of_killed_processes_are_removed_by_whoever_needs_one_next(tmp_path: Path) -> None:
+    code = f"import os, sys\nfrom pathlib import Path\nfrom {temporary_folder.__module__} import temporary_folder\n"
+    code += "folder = temporary_folder(Path(sys.argv[1]))\nPath(folder.name, 'patient.nii').touch()\n"
+    code += "os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    [left] = tmp_path.iterdir()
+    with temporary_folder(tmp_path) as mine, temporary_folder(tmp_path) as other:
+        assert {str(path) for path in tmp_path.iterdir()} == {mine, other}
+    assert not left.exists()
+    assert not any(tmp_path.iterdir())
+
+
+def test_temporary_files_lie_where_they_are_removed_after_a_kill() -> None:
+    makers = re.compile(r"(TemporaryDirectory|mkdtemp|mkstemp|NamedTemporaryFile)\(")  # without the name of a process
+    found = [path.name for path in BUNDLE.rglob("*.py") if makers.search(path.read_text(encoding="utf-8"))]
+    assert found == ["atomic_files.py"]
+
+
+def test_what_is_somebody_elses_stays_and_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / f".unfinished-{HOST}-{ended.pid}-x").touch()
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    remove_unfinished(tmp_path)
+
+
+def test_a_folder_is_removed_as_a_whole_even_if_the_process_is_killed(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "fold" / name).mkdir(parents=True)
+    code = f"import os, sys\nfrom pathlib import Path\nfrom {remove_folder.__module__} import remove_folder\n"
+    code += "sys.addaudithook(lambda event, _: os.kill(os.getpid(), 9) if event == 'os.rmdir' else None)\n"
+    code += "remove_folder(Path(sys.argv[1]))"
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "fold")], check=False)
+    assert ended.returncode == -9
+    assert not (tmp_path / "fold").exists()
+    remove_folder(tmp_path / "fold")  # as the next one does: it isn't there
+    remove_unfinished(tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from fastapi import HTTPException
 from starlette.datastructures import UploadFile
 
 from ...scripts.data.volumes import as_label_ids, open_image, open_volume, read_voxels, require_same_grid
+from ...scripts.runtime.atomic_files import temporary_folder
 from ...scripts.runtime.errors import BadInput
 from .names import require_ending
 
@@ -24,7 +24,7 @@ async def received(upload: Any) -> AsyncIterator[Path]:
     if not isinstance(upload, UploadFile):
         raise HTTPException(400, "Send a file along.")
     ending = require_ending(str(upload.filename))
-    with tempfile.TemporaryDirectory(prefix="upload-") as folder:
+    with temporary_folder() as folder:
         path = Path(folder, f"upload{ending}")
         with path.open("wb") as file:
             while block := await upload.read(AT_ONCE):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +23,7 @@ from ...scripts.dicom.segmentation import on_grid_of, write_segmentation
 from ...scripts.dicom.segmentation_labels import read_segmentation
 from ...scripts.dicom.series import DicomSeries, find_series
 from ...scripts.handlers.label_map_writer import write_label_file
-from ...scripts.runtime.atomic_files import put_in_place, unfinished_path
+from ...scripts.runtime.atomic_files import put_in_place, remove_folder, temporary_folder, unfinished_path
 from ...scripts.runtime.errors import BadInput
 from ..guard.names import require_ending, require_uid
 from ..guard.uploads import errors_without
@@ -98,7 +96,7 @@ class ArchiveStore(DICOMWebDatastore, SharedStore):
         folder = self.fetched(uid, Path(self._datastore.image_path(), uid))
         found = find_series(folder)
         if len(found.series) != 1:
-            shutil.rmtree(folder, ignore_errors=True)  # it may be mended in the archive
+            remove_folder(folder)  # it may be mended in the archive
             raise BadInput(f"series {uid}: {'; '.join([*found.faults, *found.skipped]) or 'no volume'}")
         return found.series[0]
 
@@ -154,7 +152,7 @@ class ArchiveStore(DICOMWebDatastore, SharedStore):
         """
         label_map = self.voxels_of(label_file, series)
         about = {"algorithm": self.metadata["name"], "version": self.metadata["version"]}
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             path = write_segmentation(label_map, series, self.labels, Path(folder, "label.dcm"), **about)
             if path is None:
                 raise BadInput("Nothing is labelled, and a DICOM segmentation can't be empty. Label an organ.")
@@ -196,7 +194,7 @@ class ArchiveStore(DICOMWebDatastore, SharedStore):
             except (BadInput, ValueError) as error:
                 logger.warning(f"segmentation {uid} isn't used: {error}")
                 continue
-            with tempfile.TemporaryDirectory() as folder:
+            with temporary_folder() as folder:
                 label = write_label_file(label_map, self.get_image_uri(image_id), Path(folder, f"{image_id}.nii.gz"))
                 SharedStore.save_label(
                     self, image_id, str(label), FINAL.value, {"SeriesInstanceUID": uid, "read": True}

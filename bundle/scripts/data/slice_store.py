@@ -19,7 +19,14 @@ import torch
 from isal.isal_zlib import crc32
 from torch import Tensor
 
-from ..runtime.atomic_files import put_in_place, read_with_checksum, remove_unfinished, unfinished_path, with_checksum
+from ..runtime.atomic_files import (
+    put_in_place,
+    read_with_checksum,
+    remove_folder,
+    remove_unfinished,
+    unfinished_path,
+    with_checksum,
+)
 from ..runtime.errors import BadInput
 from ..runtime.parallel import for_each
 from ..transforms.normalisation import Normalisation, fit_channels, nonzero_box
@@ -199,7 +206,7 @@ def store_case(case: Mapping[str, Any], *, folder: Path, preparation: Preparatio
             unfinished.mkdir(parents=True)
             about = write_case(unfinished, image=image, label=label, affine=affine, classes=len(preparation.labels))
             if what_is_stored(place) is None:
-                shutil.rmtree(place, ignore_errors=True)
+                remove_folder(place)
             put_in_place(unfinished, place)
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)

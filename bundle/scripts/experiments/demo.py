@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..phantoms.data_set import write_phantoms
+from ..runtime.atomic_files import remove_folder
 from ..runtime.bundle_paths import copy_bundle
 from ..runtime.config_files import find_config
 from ..runtime.errors import BadInput
@@ -70,6 +71,6 @@ def make_room(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARK).is_file():
             raise BadInput(f"{folder}: holds other things than an earlier demo. Choose another folder with --out.")
-        shutil.rmtree(folder)
+        remove_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).touch()

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +16,7 @@ from typing import Any
 
 from ..data.cases import find_cases, require_cases
 from ..data.volumes import case_name, first_file
-from ..runtime.atomic_files import write_whole
+from ..runtime.atomic_files import temporary_folder, write_whole
 from ..runtime.config_files import read_object
 from ..runtime.csv_tables import csv_text, read_csv_rows
 from ..runtime.errors import BadInput
@@ -81,7 +80,7 @@ def validated(run: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, dic
 
 def measure(run: Path, settings: Mapping[str, Any], *, fold: int, image: str | Sequence[str]) -> CaseCost:
     """Label one image with a fold's weights and throw the label map away; see `inference_costs`."""
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder() as name:
         listed = Path(name) / "case.json"
         listed.write_text(json.dumps({"testing": [{"image": image}]}))
         places = {"dataset_dir": listed, "layout": "datalist", "output_dir": name}

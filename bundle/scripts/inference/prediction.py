@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ..dicom.codes import organ_code
 from ..dicom.segmentation import write_segmentation
 from ..dicom.series import DicomSeries
 from ..handlers.label_map_writer import write_label_file
+from ..runtime.atomic_files import temporary_folder
 from ..runtime.bundle_paths import bundle_root
 from ..runtime.config_files import read_object
 from ..runtime.configuration import open_config
@@ -148,7 +148,7 @@ def label_volume(
         BadInput: it can't be read or labelled, or another output can't be written.
     """
     fault = ""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         series = volume.series
         image = volume.image if series is None else series.write_nifti(Path(folder, "series.nii"))
         source = first_file(image)

@@ -10,11 +10,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+from ..runtime.atomic_files import temporary_folder
 
 try:
     from torch.utils import cpp_extension
@@ -69,7 +70,7 @@ def build_and_load(source: Path, more_flags: Sequence[str]) -> str:
         return load(library)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix="build_") as building:
+        with temporary_folder(folder) as building:
             return compile_source(source, library, command=[*compiler, *flags], building=Path(building)) or load(
                 library
             )
@@ -77,7 +78,7 @@ def build_and_load(source: Path, more_flags: Sequence[str]) -> str:
         pass
     except OSError as error:  # a file system that is full or may only be read
         logger.debug("%s: %s", folder, error)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as building:  # once loaded, it isn't needed again
+    with temporary_folder() as building:  # once loaded, it isn't needed again
         library = Path(building) / library.name
         return compile_source(source, library, command=[*compiler, *flags], building=Path(building)) or load(library)
 

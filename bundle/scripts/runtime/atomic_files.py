@@ -32,6 +32,25 @@ def unfinished_path(path: Path) -> Path:
     return path.with_name(f"{UNFINISHED}{HOST}-{os.getpid()}-{path.name}")
 
 
+def temporary_folder(place: Path | None = None) -> tempfile.TemporaryDirectory[str]:
+    """Return a context: the name of a folder that goes with it; those that killed processes left are removed.
+
+    Args:
+        place: where it is made; by default the system's folder for temporary files.
+    """
+    place = Path(tempfile.gettempdir()) if place is None else place
+    remove_unfinished(place)
+    prefix = f"{UNFINISHED}{HOST}-{os.getpid()}-"
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, in one rename: nobody ever finds a part of it, as a killed process leaves."""
+    if folder.exists():
+        with temporary_folder(folder.parent) as place, contextlib.suppress(FileNotFoundError):
+            os.replace(folder, Path(place, folder.name))
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: under a temporary name, then renamed. Its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +129,8 @@ def remove_unfinished(folder: Path) -> None:
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's, or gone by now
+                left.unlink()
 
 
 def age_s(path: Path) -> float:
