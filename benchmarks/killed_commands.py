@@ -5,7 +5,7 @@
 
 Each command runs on phantoms with a tiny committee (tiny.yaml), once undisturbed. Then, in turn, it is killed (SIGKILL,
 with all of its child processes, as a machine that is lost) at a random file event, or some milliseconds after it, and
-started again as a user would. A file event is: a file of the working folder is opened for writing, written by PyTorch,
+started again as a user would. All kinds of events and files are as likely: of some there are hundreds. A file event is: a file of the working folder is opened for writing, written by PyTorch,
 renamed or removed, a folder made or removed, a transaction of sqlite begun or ended. Prints a line a kill, then a
 table: how many kills each command survived, in how many something was different in the end, and in how many something
 was left over: unfinished files, or temporary ones. Exit code 1 for any of these.
@@ -467,7 +467,7 @@ class Bench:
         self.inputs = Inputs(self.folder / "inputs")
         self.temporary = self.folder / "tmp"
         self.log = self.folder / "log.txt"
-        self.counts: dict[str, int] = {}
+        self.events: dict[str, list[str]] = {}
         self.temporary.mkdir(parents=True)
         tempfile.tempdir = os.environ["TMPDIR"] = str(self.temporary)
         self.inputs.make(self.log, report="report" in commands)
@@ -484,9 +484,9 @@ class Bench:
         code = forked(lambda: start(command, self.place(command), self.inputs), self.log, watch)
         return code, events.read_text().splitlines()
 
-    def undisturbed(self, command: str) -> int:
-        """Run a command undisturbed, unless that is done, and return the number of its file events."""
-        if command not in self.counts:
+    def undisturbed(self, command: str) -> list[str]:
+        """Run a command undisturbed, unless that is done, and return its file events."""
+        if command not in self.events:
             self.empty_temporary()
             begin(command, self.place(command), self.inputs)
             began_s = time.monotonic()
@@ -494,15 +494,17 @@ class Bench:
             require(code, self.log)
             require(forked(partial(write_tracked, self.place(command)), self.log), self.log)
             self.place(command).rename(self.place(command).with_name("undisturbed"))
-            self.counts[command] = len(events)
+            self.events[command] = events
             print(f"undisturbed: {command}, {len(events)} events, {time.monotonic() - began_s:.0f} s", flush=True)
-        return self.counts[command]
+        return self.events[command]
 
     def kill(self, number: int, command: str) -> Outcome:
         """Kill a command, run it again, and look at what there is then."""
         dice = random.Random(f"{self.seed} {command} {number}")
         events = self.undisturbed(command)
-        event = dice.randint(1, events)
+        kinds = [kind_of(one) for one in events]
+        kind = dice.choice(sorted(set(kinds)))
+        event = 1 + dice.choice([place for place, one in enumerate(kinds) if one == kind])
         delay_s = dice.uniform(0, LONGEST_DELAY_S) if dice.random() < 0.5 else 0.0
         place = self.place(command)
         killed = False
@@ -515,7 +517,7 @@ class Bench:
                 require(code, self.log)
                 event, delay_s = min(event, len(happened)), 0.0
         file = happened[event - 1].replace(f"{command}/run/", "")
-        outcome = Outcome(number, self.seed, command, event, events, file, round(1000 * delay_s, 1))
+        outcome = Outcome(number, self.seed, command, event, len(events), file, round(1000 * delay_s, 1))
         code, _ = self.run(command)
         said = self.log.read_text()
         if code != 0 and not (command == "train" and "is done already" in said):
@@ -540,6 +542,13 @@ def write_differences(to: Path, expected: Path, place: Path) -> None:
     """Write the differences of two folders to a file."""
     write_tracked(place)
     to.write_text(json.dumps(differences(expected, place)))
+
+
+def kind_of(event: str) -> tuple[str, ...]:
+    """Return what is done to which kind of file in which folder: numbers don't count."""
+    what, _, name = event.partition(" ")
+    path = Path(re.sub(r"[0-9a-f]*\d[0-9a-f]*", "", name))
+    return what, path.suffix or path.name, *path.parts[:3]
 
 
 def require(code: int, log: Path) -> None:
