@@ -5,10 +5,11 @@
 
 Each command runs on phantoms with a tiny committee (tiny.yaml), once undisturbed. Then, in turn, it is killed (SIGKILL,
 with all of its child processes, as a machine that is lost) at a random file event, or some milliseconds after it, and
-started again as a user would. All kinds of events and files are as likely: of some there are hundreds. A file event is: a file of the working folder is opened for writing, written by PyTorch,
-renamed or removed, a folder made or removed, a transaction of sqlite begun or ended. Prints a line a kill, then a
-table: how many kills each command survived, in how many something was different in the end, and in how many something
-was left over: unfinished files, or temporary ones. Exit code 1 for any of these.
+started again as a user would. A file event is: a file of the working folder is opened for writing, written by PyTorch,
+renamed or removed, a folder made or removed, a transaction of sqlite begun or ended. All kinds of events in all folders
+are as likely: of some there are hundreds. Prints a line a kill, then a table: how many kills each command survived, in
+how many something was different in the end, and in how many something was left over: unfinished files, or temporary
+ones. Exit code 1 for any of these.
 
 `--results` is a file of JSON lines: a run that was stopped, also by `--shard_minutes`, goes on with what isn't in it.
 All runs are forked from one process, since importing PyTorch and MONAI takes longer than most of them. Linux only.
@@ -267,10 +268,10 @@ class Inputs:
             require(forked(lambda: type_words(*words, "--track", "false"), log), log)
 
     def make_data(self) -> None:
-        """Make a data set, and a folder of volumes and a DICOM series to label."""
+        """Make a data set, and a folder with a volume and a DICOM series to label."""
         write_phantoms(self.data, cases=CASES, seed=7)
         self.volumes.mkdir()
-        for path in sorted((self.data / "TrainingImg").iterdir())[:2]:
+        for path in sorted((self.data / "TrainingImg").iterdir())[:1]:
             shutil.copy(path, self.volumes)
         write_series(self.volumes / "series")
 

@@ -42,6 +42,7 @@ FEW = {
     "preprocessing.py": "--slices 3 --rounds 1",
     "active_learning.py": "--seeds 1 --rounds 1 --pool 8 --config tiny.yaml",
     "killed_cross_validation.py": "--kills 1 --cases 5 --epochs 1 --folds 0 --config tiny.yaml",
+    "killed_commands.py": "--kills 2 --commands prepare,release",
     "label_audit.py": "--cases 5 --seeds 1 --config tiny.yaml",
     "auto3dseg.py": "--cases 4 --unseen 1 --config tiny.yaml",
     "lost_processes.py": "--kills 1 --epochs 4",

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from monai.handlers import CheckpointSaver, StatsHandler, ValidationHandler
 from cyclic_committee.scripts.handlers.history import History
 from cyclic_committee.scripts.handlers.mlflow_settings import hyper_parameters, plain, without_password
 from cyclic_committee.scripts.handlers.mlflow_tracking import MLflowTracking
+from cyclic_committee.scripts.runtime.atomic_files import HOST, UNFINISHED
 from cyclic_committee.scripts.runtime.errors import BadInput
 
 CONFIG = {
@@ -138,6 +140,20 @@ def test_a_finished_training_can_be_looked_up(make: Make, tmp_path: Path) -> Non
     environment = (folder / "environment.txt").read_text()
     assert f"torch=={torch.__version__}\n" in environment
     assert socket.gethostname() not in environment
+
+
+def test_no_temporary_folder_outlives_a_killed_training_for_ever(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    mkdtemp = tempfile.mkdtemp
+
+    def noted(suffix: Any = None, prefix: Any = None, dir: Any = None) -> str:
+        made.append(mkdtemp(suffix, prefix, dir))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", noted)
+    train(make(config=CONFIG))
+    assert made
+    assert all(Path(path).name.startswith(f"{UNFINISHED}{HOST}-{os.getpid()}-") for path in made)
 
 
 def test_a_child_is_one_run_however_often_it_was_killed(make: Make) -> None:

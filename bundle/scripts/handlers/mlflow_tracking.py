@@ -24,7 +24,7 @@ from mlflow.entities import LifecycleStage, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from ..runtime.atomic_files import write_whole
+from ..runtime.atomic_files import temporary_folder, write_whole
 from ..runtime.errors import BadInput
 from ..runtime.sigterm import Termination
 from .history import epoch_row
@@ -213,8 +213,14 @@ class MLflowTracking:
         settings = [Param(name, value) for name, value in hyper_parameters(self.config).items() if name not in known]
         for first in range(0, len(settings), PARAMETERS):
             self.client.log_batch(run_id, params=settings[first : first + PARAMETERS], synchronous=True)
-        self.client.log_text(run_id, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True), "config.yaml")
-        self.client.log_text(run_id, environment(), "environment.txt")
+        texts = {
+            "config.yaml": yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True),
+            "environment.txt": environment(),
+        }
+        with temporary_folder() as folder:  # MLflow's own, of log_text, would outlive a killed training
+            for name, text in texts.items():
+                Path(folder, name).write_text(text, encoding="utf-8")
+            self.client.log_artifacts(run_id, folder)
 
     def _send(self) -> None:
         while self.unsent:
