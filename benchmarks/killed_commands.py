@@ -51,13 +51,11 @@ import monai.bundle
 import pydicom
 import torch
 import yaml
-from mlflow import MlflowClient
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from cyclic_committee.scripts.bundles.fold_bundle import copy_template, write_fold
 from cyclic_committee.scripts.commands.main import main as run_command
-from cyclic_committee.scripts.experiments import cross_validation
 from cyclic_committee.scripts.experiments.bundle_run import bundle_command
 from cyclic_committee.scripts.handlers.loss_record import read_losses
 from cyclic_committee.scripts.networks.committee import Committee
@@ -67,14 +65,16 @@ from cyclic_committee.scripts.phantoms.phantom import make_phantom
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
 from cyclic_committee.scripts.runtime.errors import BadInput
 
-for module in (
-    *("planning.preparation", "inference.prediction", "inference.export", "report.report", "bundles.release"),
-    *("handlers.mlflow_tracking", "training.trainer"),
-):
-    importlib.import_module(f"cyclic_committee.scripts.{module}")
-
 TINY = Path(__file__).with_name("tiny.yaml")
-COMMANDS = ("prepare", "train", "predict", "report", "release", "export", "cross-validate")
+COMMANDS = {  # and what they import, which is imported once
+    "prepare": ("planning.preparation",),
+    "train": ("handlers.mlflow_tracking", "training.trainer"),
+    "predict": ("inference.prediction",),
+    "report": ("report.report", "training.trainer"),
+    "release": ("bundles.release",),
+    "export": ("inference.export",),
+    "cross-validate": ("handlers.mlflow_tracking", "training.trainer", "experiments.cross_validation"),
+}
 TRAINING = {
     **{"max_epochs": 3, "iterations_per_epoch": 3, "val_interval": 1, "device": "$torch.device('cpu')"},
     **{"precision": "float32", "backward_mode": {"_target_": "scripts.autograd.forward.PlainAutograd"}},
@@ -214,7 +214,9 @@ def run_and_exit(work: Callable[[], Any], log: Path, watch: Watch | None) -> NoR
 def type_words(*words: object) -> None:
     """Run `cyclic-committee` with these words."""
     sys.argv = ["cyclic-committee", *map(str, words)]
-    cross_validation.run_bundle = fork_bundle
+    if "cross-validate" in words:
+        experiment: Any = importlib.import_module("cyclic_committee.scripts.experiments.cross_validation")
+        experiment.run_bundle = fork_bundle
     run_command()
 
 
@@ -412,7 +414,7 @@ def equal(one: Any, other: Any) -> bool:
 
 def tracked(folder: Path) -> dict[str, dict[str, Any]]:
     """Return what MLflow keeps of the newest run of each folder: its state, metrics and files."""
-    client = MlflowClient(f"sqlite:///{folder}/mlflow/mlflow.db")
+    client = importlib.import_module("mlflow").MlflowClient(f"sqlite:///{folder}/mlflow/mlflow.db")
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
     newest: dict[str, dict[str, Any]] = {}
     for run in sorted(runs, key=lambda run: run.info.start_time):
@@ -576,12 +578,14 @@ def main(
     *,
     kills: int = 100,
     seed: int = 0,
-    commands: str | Sequence[str] = COMMANDS,
+    commands: str | Sequence[str] = tuple(COMMANDS),
     shard_minutes: float | None = None,
     results: str | None = None,
 ) -> None:
     began_s = time.monotonic()
     names = commands.split(",") if isinstance(commands, str) else list(commands)
+    for module in {module for name in names for module in COMMANDS[name]}:
+        importlib.import_module(f"cyclic_committee.scripts.{module}")
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
