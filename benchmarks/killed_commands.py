@@ -109,6 +109,8 @@ class Watch:
     def start(self) -> None:
         """Watch this process, and all that it forks."""
         sys.addaudithook(self.audit)
+        core, script, sqlite = (importlib.import_module(name) for name in ("torch._C", "torch.jit", "sqlite3.dbapi2"))
+        save, connect = script.save, sqlite.connect
 
         class Writer(torch._C.PyTorchFileWriter):  # type: ignore[misc]
             """Tells when a file is opened and when its end is written: C++ does both unseen."""
@@ -122,21 +124,21 @@ class Watch:
                 sys.audit("torch.write", self.name)
                 super().write_end_of_file()
 
-        torch._C.PyTorchFileWriter = Writer  # type: ignore[misc]
-        save, connect = torch.jit.save, sqlite3.dbapi2.connect
-
         def save_script(network: Any, path: Any, *arguments: Any, **others: Any) -> None:
             sys.audit("torch.write", path)
             save(network, path, *arguments, **others)
             sys.audit("torch.write", path)
 
-        def watched(*arguments: Any, **others: Any) -> sqlite3.Connection:
-            connection = connect(*arguments, **others)
+        def connect_watched(*arguments: Any, **others: Any) -> sqlite3.Connection:
+            connection: sqlite3.Connection = connect(*arguments, **others)
             connection.set_trace_callback(partial(self.statement, arguments[0] if arguments else others["database"]))
             return connection
 
-        torch.jit.save = save_script
-        sqlite3.connect = sqlite3.dbapi2.connect = watched
+        for module, name, value in (
+            *((core, "PyTorchFileWriter", Writer), (script, "save", save_script)),
+            *((sqlite, "connect", connect_watched), (sqlite3, "connect", connect_watched)),
+        ):
+            setattr(module, name, value)
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Count an event, if it is one of a file in the folder."""
@@ -244,19 +246,16 @@ def run_workflow(*words: object) -> None:
 # ---- The commands
 
 
-@dataclass(frozen=True)
 class Inputs:
     """What the commands work on, all of it in one folder."""
 
-    folder: Path
-
-    @property
-    def tiny(self) -> Path:
-        """The overlay of the tiny committee."""
-        return self.folder / "tiny.yaml"
-
-    def __getattr__(self, name: str) -> Path:
-        return self.folder / name
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tiny = folder / "tiny.yaml"  # the committee's overlay
+        self.data = folder / "data"  # to train on
+        self.volumes = folder / "volumes"  # to label
+        self.bundle = folder / "bundle"  # with weights
+        self.run = folder / "run"  # a cross-validation, to report on
 
     def make(self, log: Path, *, report: bool) -> None:
         """Make all; the cross-validation that is reported on only if it is asked for."""

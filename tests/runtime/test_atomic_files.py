@@ -61,7 +61,7 @@ def test_temporary_folders_of_killed_processes_are_removed_by_whoever_needs_one_
 
 
 def test_temporary_files_lie_where_they_are_removed_after_a_kill() -> None:
-    makers = re.compile(r"(TemporaryDirectory|mkdtemp|mkstemp|NamedTemporaryFile)\(")  # without the name of a process
+    makers = re.compile(r"(TemporaryDirectory|mkdtemp|mkstemp|TemporaryFile)\(")  # without the name of a process
     found = [path.name for path in BUNDLE.rglob("*.py") if makers.search(path.read_text(encoding="utf-8"))]
     assert found == ["atomic_files.py"]
 

@@ -29,7 +29,12 @@ def unfinished_path(path: Path) -> Path:
     What killed processes left beside it is removed.
     """
     remove_unfinished(path.parent)
-    return path.with_name(f"{UNFINISHED}{HOST}-{os.getpid()}-{path.name}")
+    return path.with_name(f"{own_prefix()}{path.name}")
+
+
+def own_prefix() -> str:
+    """Return how the names of all that this process hasn't finished begin."""
+    return f"{UNFINISHED}{HOST}-{os.getpid()}-"
 
 
 def temporary_folder(place: Path | None = None) -> tempfile.TemporaryDirectory[str]:
@@ -40,8 +45,7 @@ def temporary_folder(place: Path | None = None) -> tempfile.TemporaryDirectory[s
     """
     place = Path(tempfile.gettempdir()) if place is None else place
     remove_unfinished(place)
-    prefix = f"{UNFINISHED}{HOST}-{os.getpid()}-"
-    return tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(prefix=own_prefix(), dir=place, ignore_cleanup_errors=True)
 
 
 def remove_folder(folder: Path) -> None:
@@ -111,7 +115,7 @@ def require_writable(**places: str) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "is a folder")
-            with tempfile.TemporaryFile(dir=path.parent):
+            with tempfile.TemporaryFile(dir=path.parent, prefix=own_prefix()):  # it has a name for a moment, on NFS
                 pass
         except OSError as error:
             raise BadInput(f"{path}: can't be written ({error.strerror}). Give another {key}.") from error
