@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import ignite.distributed as idist
 import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
 from torch import nn
 
+from cyclic_committee.scripts.audit.training_audit import LabelAgreement, LeaveOutSuspects
 from cyclic_committee.scripts.data.slice_dataset import SliceSampler
 from cyclic_committee.scripts.training.distributed import (
     GlobalSelection,
@@ -97,8 +101,8 @@ def cases_and_samples_are_shared_out() -> None:
         assert set(everyone.tolist()) - {-1} == set(range(cases))
         assert bool(own) == (cases > 0)
     own = list(SliceSampler(batch_size=4, iterations_per_epoch=2, seed=1))
-    seeds = torch.tensor([[seed for seed, _ in batch] for batch in own])
-    forced = sum(foreground for _, foreground in own[0])
+    seeds = torch.tensor([[draw.seed for draw in batch] for batch in own])
+    forced = sum(draw.foreground for draw in own[0])
     assert len(set(idist.all_gather(seeds).flatten().tolist())) == 16
     assert idist.all_gather(forced) == [1, 2]  # of 8 samples three: places 5, 6 and 7
 
@@ -110,6 +114,33 @@ def folders_are_filled_once(folder: Path) -> None:
         return found
 
     assert in_turn(fill) == ([] if idist.get_rank() == 0 else ["by_0"])
+
+
+class Labelled:
+    """An evaluator that has labelled this process' cases: all but the fourth, of ten, as their labels have it."""
+
+    def __init__(self) -> None:
+        metric = LabelAgreement(labels={"1": "liver"})
+        right = torch.ones(1, 2, 2, 2)
+        for number in range(10)[idist.get_rank() :: 2]:
+            label = MetaTensor(right, meta={"filename_or_obj": f"{number}.nii.gz"})
+            metric.update([{"label": label, "pred": right * (number != 3)}])
+        self.state = SimpleNamespace(metric_details={"agreement": metric.all_counts()})
+
+    def run(self) -> None:
+        """Nothing is left to do."""
+
+
+def all_leave_out_the_same(folder: Path) -> None:
+    sampler = SliceSampler(batch_size=2, iterations_per_epoch=1)
+    data = [{"image": "", "label": f"{number}.nii.gz"} for number in range(10)]
+    handler = LeaveOutSuspects(
+        evaluator=Labelled(), sampler=sampler, data=data, labels={"1": "liver"}, epoch=1, output_dir=str(folder)
+    )
+    trainer = Engine(lambda *_: None)
+    handler.attach(trainer)
+    trainer.run([0], max_epochs=2)
+    assert sampler.left_out == (3,)
 
 
 if __name__ == "__main__":
@@ -125,4 +156,6 @@ if __name__ == "__main__":
         print(f"{check.__name__} {idist.get_rank()}", flush=True)
     folders_are_filled_once(Path(sys.argv[1]))
     print(f"folders_are_filled_once {idist.get_rank()}", flush=True)
+    all_leave_out_the_same(Path(sys.argv[1]))
+    print(f"all_leave_out_the_same {idist.get_rank()}", flush=True)
     leave()

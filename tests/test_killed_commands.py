@@ -13,6 +13,7 @@ from conftest import ROOT
 COMMANDS = ("prepare", "predict", "release")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="process groups are killed by Linux's means")
 def test_commands_that_are_killed_and_started_again_give_the_same_and_leave_nothing(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"

@@ -92,6 +92,7 @@ def test_two_processes_exchange_what_they_should(tmp_path: Path) -> None:
         "an_epoch_begins_with_one_network_and_several_dice",
         "cases_and_samples_are_shared_out",
         "folders_are_filled_once",
+        "all_leave_out_the_same",
     ):
         assert f"{check} 0" in output
         assert f"{check} 1" in output
