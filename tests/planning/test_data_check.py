@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from conftest import CT_EXAMPLE, preparation
 
+from cyclic_committee.scripts.data.cases import require_cases
 from cyclic_committee.scripts.data.hounsfield import why_not_hu
 from cyclic_committee.scripts.data.layouts import read_data_set
 from cyclic_committee.scripts.data.slice_store import store_case
+from cyclic_committee.scripts.data.volumes import LabelIdsd, LoadVolumed
 from cyclic_committee.scripts.planning.case_check import as_problem
 from cyclic_committee.scripts.planning.check_report import format_report, report_as_json
 from cyclic_committee.scripts.planning.data_check import Report, check_data_set, nothing_to_check
@@ -277,17 +279,54 @@ def test_one_case_of_six_is_named_with_what_is_wrong(name: str, tmp_path: Path) 
     assert "\n" not in str(problem)
 
 
-@pytest.mark.parametrize("name", [name for name, damage in DAMAGES.items() if damage.is_case])
-def test_what_cannot_be_used_is_what_the_store_refuses(name: str, tmp_path: Path) -> None:
+def stored(case: dict[str, str], folder: Path) -> None:
+    store_case(case, folder=folder / "store", preparation=preparation(labels=LABELS))
+
+
+def validated(case: dict[str, str], folder: Path) -> None:
+    load, as_ids = LoadVolumed(["image", "label"], image_only=True), LabelIdsd("label", labels=LABELS)
+    as_ids(load(case))
+
+
+def checked_for_validation(case: dict[str, str], folder: Path) -> None:
+    require_cases([case], labels=LABELS)
+
+
+def predicted(case: dict[str, str], folder: Path) -> None:
+    """Read as `predict` does: the image alone."""
+    LoadVolumed("image", image_only=True)(case)
+
+
+CASES = [name for name, damage in DAMAGES.items() if damage.is_case]
+COUNTED_LATER = "4D image"  # these readers take any number of channels; the inferer takes the network's only
+
+
+@pytest.mark.parametrize("reader", [stored, validated, checked_for_validation])
+@pytest.mark.parametrize("name", CASES)
+def test_what_cannot_be_used_is_what_training_and_validation_refuse(
+    name: str, reader: Callable[..., None], tmp_path: Path
+) -> None:
     image, label = write_data_set(tmp_path, 3)[2]
     DAMAGES[name].spoil(image, label)
     refused = False
     try:
-        case = {"name": "c002", "image": str(image), "label": str(label)}
-        store_case(case, folder=tmp_path / "store", preparation=preparation(labels=LABELS))
+        reader({"name": "c002", "image": str(image), "label": str(label)}, tmp_path)
     except BadInput:
         refused = True
-    assert refused is not DAMAGES[name].usable
+    assert refused is not DAMAGES[name].usable or (name == COUNTED_LATER and reader is not stored)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != COUNTED_LATER])
+def test_predict_takes_every_image_that_can_be_used_and_no_other(name: str, tmp_path: Path) -> None:
+    image, label = write_data_set(tmp_path, 3)[2]
+    DAMAGES[name].spoil(image, label)
+    try:
+        predicted({"image": str(image)}, tmp_path)
+    except BadInput:
+        assert not DAMAGES[name].usable
+        assert DAMAGES[name].file != "label"
+    else:
+        assert DAMAGES[name].usable or DAMAGES[name].file != "image"
 
 
 def test_all_that_is_wrong_with_one_case_is_told_at_once(tmp_path: Path) -> None:
