@@ -14,7 +14,13 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
-from cyclic_committee.scripts.audit.training_audit import LabelAgreement, LeaveOutSuspects, read_judged, told_of
+from cyclic_committee.scripts.audit.training_audit import (
+    LabelAgreement,
+    LeaveOutSuspects,
+    RestartedPolynomial,
+    read_judged,
+    told_of,
+)
 from cyclic_committee.scripts.data.slice_dataset import SliceSampler
 from cyclic_committee.scripts.handlers.checkpoint import TrainingCheckpoint
 from cyclic_committee.scripts.runtime.errors import BadInput
@@ -142,6 +148,13 @@ def test_voxels_are_counted_by_label() -> None:
     metric.update([{"label": label, "pred": pred}])
     assert metric.all_counts() == {"a.nii.gz": [[2, 1], [2, 1], [1, 1]]}
     assert 0 < metric.compute() < 1
+
+
+def test_the_learning_rate_begins_anew_at_half() -> None:
+    factor = RestartedPolynomial(max_epochs=30, restart=20)
+    assert [factor(0), factor(20), factor(30)] == [1, 0.5, 0]
+    assert factor(10) == pytest.approx((2 / 3) ** 0.9)
+    assert factor(25) == pytest.approx(0.5 * 0.5**0.9)
 
 
 OVERLAY = "variants/audited.yaml"

@@ -78,6 +78,30 @@ class LabelAgreement(Metric):
 
 
 @dataclass(frozen=True)
+class RestartedPolynomial:
+    """What the learning rate is multiplied with: nnU-Net's polynomial, begun anew at an epoch, from another height.
+
+    Args:
+        max_epochs: of the training.
+        restart: the epoch, counted from 0, that begins anew.
+        power: of both parts.
+        height: of the second part's beginning.
+    """
+
+    max_epochs: int
+    restart: int
+    power: float = 0.9
+    height: float = 0.5
+
+    def __call__(self, epoch: int) -> float:
+        """Return the factor of an epoch, counted from 0."""
+        if epoch < self.restart:
+            return float((1 - epoch / self.max_epochs) ** self.power)
+        left = 1 - (epoch - self.restart) / max(self.max_epochs - self.restart, 1)
+        return float(self.height * max(left, 0) ** self.power)
+
+
+@dataclass(frozen=True)
 class Judged:
     """What a training's audit says of a case."""
 
