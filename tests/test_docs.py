@@ -38,7 +38,7 @@ FEW = {
     "training_step.py": "--sides ours --size 64 --rounds 1 --steps 1 --config tiny.yaml",
     "inference.py --memory": "--slices 1 --many 2 --rounds 1",
     "noisy_labels --table": "",
-    "noisy_labels": "--minutes 0.01 --settings biased_50_40 --results tried.jsonl",
+    "noisy_labels": "--minutes 0.01 --settings biased_50_40 --cases 6,2 --results tried.jsonl",
     "inference.py": "--slices 1 --rounds 1 --config tiny.yaml",
     "evaluation.py": "--rounds 1",
     "preprocessing.py": "--slices 3 --rounds 1",

@@ -40,7 +40,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.jsonl"
 SETTING = str(HERE / "setting.yaml")
-TRAINING_CASES, TEST_CASES = 32, 24
+CASES = (32, 24)  # trained on, and tested with
 ITERATIONS_PER_EPOCH = 40  # as setting.yaml has it
 LEAST_HEADROOM = 5.0  # points of DSC
 CHOOSING, REPORTING = (0, 1), (10, 11, 12, 13, 14)
@@ -122,22 +122,22 @@ def mean_dsc(result: dict[str, Any], who: str = "ensemble") -> float:
     return fmean(100 * score[0] for organs in result[who].values() for score in organs.values())
 
 
-def make_data(root: Path, setting: Setting, seed: int) -> Path:
-    """Return the folder of a setting's phantoms, made if it isn't there."""
+def make_data(root: Path, setting: Setting, seed: int, cases: Sequence[int]) -> Path:
+    """Return the folder of a setting's phantoms, made if it isn't there; those to test with are `test_<seed>`."""
     from cyclic_committee.scripts.phantoms.data_set import CORRUPTION, write_phantoms
     from cyclic_committee.scripts.phantoms.label_noise import CORRUPTIONS
 
     folder = root / f"data_{setting.noise}_{round(100 * setting.share)}_{seed}"
     if not (folder / CORRUPTION).is_file():
         ways = NOISE[setting.noise] or list(CORRUPTIONS)
-        write_phantoms(folder, cases=TRAINING_CASES, seed=seed, corrupt=setting.share, corruptions=ways)
-    images = [f"train_{case:03d}" for case in range(TRAINING_CASES)]
+        write_phantoms(folder, cases=cases[0], seed=seed, corrupt=setting.share, corruptions=ways)
+    images = [f"train_{case:03d}" for case in range(cases[0])]
     listed = [{"image": f"TrainingImg/{name}_0000.nii.gz", "label": f"clean_labels/{name}.nii.gz"} for name in images]
     labels = {str(number): name for number, name in LABELS.items()}
     (folder / "right.json").write_text(json.dumps({"labels": labels, "training": listed}))
     tests = root / f"test_{seed}"
     if not (tests / "done").is_file():
-        write_phantoms(tests, cases=TEST_CASES, seed=seed + 1000)
+        write_phantoms(tests, cases=cases[1], seed=seed + 1000)
         (tests / "done").touch()
     return folder
 
@@ -148,12 +148,12 @@ def wrong_cases(data: Path) -> dict[str, str]:
         return {row["case"]: row["way"] for row in csv.DictReader(file) if row["way"]}
 
 
-def train(root: Path, setting: Setting, seed: int, arm: str) -> dict[str, Any]:
+def train(root: Path, setting: Setting, seed: int, arm: str, cases: Sequence[int]) -> dict[str, Any]:
     """Train an arm, or go on with it, and return its line of the results."""
     from cyclic_committee.scripts.experiments.bundle_run import run_bundle
     from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
 
-    data = make_data(root, setting, seed)
+    data = make_data(root, setting, seed, cases)
     overlays, times = ARMS[arm]
     run = root / "runs" / setting.name / f"{arm}_{seed}"
     values: dict[str, Any] = {"dataset_dir": data, "output_dir": run, "model_path": run / "model.pt", "seed": seed}
@@ -298,6 +298,7 @@ def main(
     settings: str | Sequence[str] = SETTINGS,
     seeds: int | Sequence[int] = REPORTING,
     arms: str | Sequence[str] = tuple(ARMS),
+    cases: Sequence[int] = CASES,
     results: str = str(RESULTS),
     table: bool = False,
 ) -> None:
@@ -314,7 +315,7 @@ def main(
                 if time.monotonic() > until_s:
                     print("The time is up. Start again to go on.")
                     break
-                result = train(root, setting, seed, arm)
+                result = train(root, setting, seed, arm, cases)
                 with lines.open("a") as file:
                     file.write(json.dumps(result) + "\n")
                 took = f"{result['seconds']} s"
