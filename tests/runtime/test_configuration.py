@@ -153,6 +153,9 @@ def test_the_data_set_is_read_once_for_both_parts(phantoms: Path, monkeypatch: p
         'dataset_dir: \' $open("run", "w")\'',
         "normalise: [{_target_: pathlib.Path.touch, self: run}]",
         "imports: [\"$open('run', 'w')\"]",
+        "member#_target_: pathlib.Path.touch",
+        "network_def: {'members::0::_target_': pathlib.Path.touch}",
+        "normalise: [{_target_: scripts.transforms.normalisation.torch.hub.load, repo_or_dir: run}]",
     ],
 )
 def test_a_plan_with_code_in_it_is_refused_before_anything_runs(

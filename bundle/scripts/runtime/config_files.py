@@ -18,7 +18,10 @@ from .old_names import refuse_old_keys
 CODE = ("$", "@", "%")  # what MONAI's configurations run, look up or read from files begins so
 RUN = ("$", "%")
 PLAN = "plan.yaml"
-PLANNED = "scripts.transforms.normalisation."  # the classes that `prepare` names in a plan
+PLANNED = {  # the classes that `prepare` names in a plan; their module could lead anywhere, as by `.torch.hub.load`
+    "scripts.transforms.normalisation.ClipAndStandardise",
+    "scripts.transforms.normalisation.StandardiseImage",
+}
 
 
 def find_config(name: str | Path, *, bundle: str | Path | None = None) -> Path:
@@ -142,13 +145,14 @@ def require_no_code(name: str, where: str) -> None:
 
 
 def expressions(content: Any) -> Iterator[str]:
-    """Yield all in a configuration that is run when it is evaluated, or names what is."""
+    """Yield all in a configuration that is run when it is evaluated, or names what is: also as `a#_target_`."""
     if isinstance(content, Mapping):
         for key, value in content.items():
-            if key == "_target_":
+            if re.split("#|::", str(key).lstrip("+"))[-1] == "_target_":
                 yield str(value)
+            yield from expressions(key)
             yield from expressions(value)
-    elif isinstance(content, list):
+    elif isinstance(content, list | tuple | set):
         for value in content:
             yield from expressions(value)
     elif isinstance(content, str) and content.lstrip().startswith(RUN):
@@ -170,7 +174,7 @@ def reachable(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 def require_plan(file: str | Path) -> None:
     """Raise `BadInput` for a plan with code in it: plans are passed on, and `prepare` writes numbers and names."""
     for expression in expressions(require_mapping(file)):
-        if not expression.startswith(PLANNED):
+        if expression not in PLANNED:
             raise BadInput(
                 f"{file}: holds {json.dumps(expression)[:80]}, which is code, and no plan of `prepare` does. "
                 "Take it out; what is to be run goes into a configuration with another name."
@@ -182,7 +186,7 @@ def require_own_expressions(config: Mapping[str, Any], *, where: str | Path) -> 
     files = Path(bundle_root(), "configs").rglob("*.yaml")
     own = {text for path in files for text in expressions(require_mapping(path))}
     for expression in expressions(config):
-        if expression not in own and not expression.startswith(PLANNED):
+        if expression not in own and expression not in PLANNED:
             raise BadInput(
                 f"{where}: holds {json.dumps(expression)[:80]}, which none of the installed bundle's configurations "
                 "does, and what others wrote isn't run here."
