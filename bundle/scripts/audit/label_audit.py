@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..runtime.atomic_files import write_whole
 from ..runtime.csv_tables import csv_text
 from ..runtime.errors import BadInput
 from ..visualize.suspects import draw_suspects
-from .usual_values import Numbers, too_many, usual_value
+from .usual_values import Numbers, Usual, median_value, too_many, usual_value
 
 SINCE = 0.5  # of the training: before, the committee knows too little
 SUSPECT = 3.0  # typical deviations
@@ -150,15 +150,15 @@ def slice_distrust(labelled: Numbers, expected: Numbers, agreed: Numbers) -> tup
     """Return each slice's distrust, and the class that gives the most of it.
 
     By class: the pixels on which label and committee differ, by the root of the class's area. That is as wide as the
-    rim in doubt along the organ's border, whatever the organ's size. How far it lies above what is usual in slices that
-    show the class, in typical deviations; over the classes the root mean square.
+    rim in doubt along the organ's border, whatever the organ's size. How far it lies above the median slice that
+    shows the class, in typical deviations; over the classes the root mean square.
 
     Args:
         labelled, expected, agreed: see `case_distrust`, `(slices, classes)`.
     """
     area = np.maximum(labelled, expected)
     rim = (labelled + expected - 2 * agreed) / np.sqrt(area + 0.05 * usual_area(area))  # or a few pixels would be much
-    score = deviations(rim, shown=area > 0)
+    score = deviations(rim, shown=area > 0, usual=median_value)
     return np.sqrt(np.mean(score**2, axis=1)), score.argmax(axis=1)
 
 
@@ -177,16 +177,19 @@ def usual_area(areas: Numbers) -> Numbers:
     return np.array([np.median(column[column > 0]) if (column > 0).any() else 1.0 for column in areas.T])
 
 
-def deviations(values: Numbers, *, shown: NDArray[np.bool_]) -> Numbers:
+def deviations(
+    values: Numbers, *, shown: NDArray[np.bool_], usual: Callable[[Numbers], Usual] = usual_value
+) -> Numbers:
     """Return how far values lie above what is usual in their column, in typical deviations, 0 below: `(rows, columns)`.
 
     Args:
         values: `(rows, columns)`.
         shown: where the usual value and the typical deviation are taken from, `(rows, columns)`.
+        usual: how both are taken.
     """
     scores = np.zeros_like(values)
-    for column, (of_column, usual) in enumerate(zip(values.T, shown.T, strict=True)):
-        value, deviation = usual_value(of_column[usual] if usual.any() else of_column)
+    for column, (of_column, known) in enumerate(zip(values.T, shown.T, strict=True)):
+        value, deviation = usual(of_column[known] if known.any() else of_column)
         scores[:, column] = np.maximum(of_column - value, 0) / max(deviation, LEAST_DEVIATION)
     return scores
 

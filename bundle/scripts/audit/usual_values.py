@@ -39,6 +39,12 @@ def usual_value(values: Numbers) -> Usual:
     return Usual(value, 1.4826 * float(np.median(value - ordered[ordered <= value])))
 
 
+def median_value(values: Numbers) -> Usual:
+    """Return the median of some values, and the deviation of all: for slices, whose usual values are spread widely."""
+    value = float(np.median(values))
+    return Usual(value, 1.4826 * float(np.median(np.abs(values - value))))
+
+
 def too_many(named: int, cases: int) -> bool:
     """Return whether so many cases are named that nobody can tell which ones are right."""
     return named > MOST_WRONG * cases
