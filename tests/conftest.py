@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side; bef
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from cyclic_committee.scripts.data.slice_store import Preparation
+from cyclic_committee.scripts.handlers.checkpoint import TrainingCheckpoint
 from cyclic_committee.scripts.networks.committee import Committee
 from cyclic_committee.scripts.networks.unet import UNet2d
 from cyclic_committee.scripts.phantoms.data_set import write_phantoms
@@ -133,3 +135,24 @@ def train(workflow: Workflow, phantoms: Path) -> Callable[..., Path]:
         return output
 
     return run
+
+
+@pytest.fixture
+def stopped_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Within it a training is stopped, as by an error, once an epoch's checkpoint is saved."""
+
+    @contextmanager
+    def stop(epoch: int) -> Iterator[None]:
+        save = TrainingCheckpoint.save
+
+        def save_and_stop(self: TrainingCheckpoint, engine: Any) -> None:
+            save(self, engine)
+            if engine.state.epoch == epoch:
+                raise InterruptedError
+
+        with monkeypatch.context() as patch:
+            patch.setattr("scripts.handlers.checkpoint.TrainingCheckpoint.save", save_and_stop)
+            with pytest.raises(RuntimeError):
+                yield
+
+    return stop

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from cyclic_committee.scripts.handlers.checkpoint import TrainingCheckpoint
 from cyclic_committee.scripts.runtime.errors import find_bad_input
 
 Train = Callable[..., Path]
+StoppedAfter = Callable[[int], AbstractContextManager[None]]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -75,7 +76,7 @@ AUGMENTATION = [
 
 @pytest.mark.parametrize("rule", ["small_loss", "random_subset"])
 def test_a_training_that_stopped_goes_on_to_the_same_weights_bit_by_bit(
-    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rule: str
+    train: Train, stopped_after: StoppedAfter, tmp_path: Path, rule: str
 ) -> None:
     settings: dict[str, Any] = {"max_epochs": 4, "augmentation": AUGMENTATION}
     if rule == "small_loss":
@@ -83,21 +84,9 @@ def test_a_training_that_stopped_goes_on_to_the_same_weights_bit_by_bit(
     overlay = f"variants/{rule}.yaml"
     whole = train(tmp_path / "whole", overlay, **settings)
 
-    class Stop(Exception):
-        pass
-
-    save = TrainingCheckpoint.save
-
-    def save_and_stop(self: TrainingCheckpoint, engine: Any) -> None:
-        save(self, engine)
-        if engine.state.epoch == 2:
-            raise Stop
-
     stopped = tmp_path / "stopped"
-    with monkeypatch.context() as patch:
-        patch.setattr("scripts.handlers.checkpoint.TrainingCheckpoint.save", save_and_stop)
-        with pytest.raises(RuntimeError):
-            train(stopped, overlay, **settings)
+    with stopped_after(2):
+        train(stopped, overlay, **settings)
     assert weights(stopped / "checkpoint.pt")["trainer"]["iteration"] == 6
     assert not (stopped / "model.pt").exists()
 

@@ -37,6 +37,8 @@ import fire
 import nibabel as nib
 import numpy as np
 
+from cyclic_committee.scripts.phantoms.phantom import LABELS
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.jsonl"
 SETTING = str(HERE / "setting.yaml")
@@ -44,7 +46,6 @@ CASES = (32, 24)  # trained on, and tested with
 ITERATIONS_PER_EPOCH = 40  # as setting.yaml has it
 LEAST_HEADROOM = 5.0  # points of DSC
 CHOOSING, REPORTING = (0, 1), (10, 11, 12, 13, 14)
-LABELS = {1: "liver", 2: "kidney", 3: "spleen", 4: "pancreas"}
 NOISE = {"mixed": None, "biased": ["erosion", "missing_organ"]}  # None: all six ways
 RIGHT, PLAIN = "true_labels", "every_sample"
 # arm -> overlays, and how many times as long it is trained

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from cyclic_committee.scripts.audit.training_audit import (
     told_of,
 )
 from cyclic_committee.scripts.data.slice_dataset import SliceSampler
-from cyclic_committee.scripts.handlers.checkpoint import TrainingCheckpoint
 from cyclic_committee.scripts.runtime.errors import BadInput
 
 LABELS = {"1": "liver", "2": "kidney"}
@@ -181,7 +181,10 @@ def test_without_suspects_it_trains_as_a_plain_ensemble_with_that_schedule(train
 
 
 def test_a_training_stopped_after_its_audit_goes_on_to_the_same_weights(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped_after: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     def one_suspect(dsc: np.ndarray, *, shown: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
         usual = np.full(dsc.shape[1], -1.0)
@@ -192,18 +195,9 @@ def test_a_training_stopped_after_its_audit_goes_on_to_the_same_weights(
     settings = {**SETTINGS, "max_epochs": 4, "audit_epoch": 2}
     whole = train(tmp_path / "whole", OVERLAY, **settings)
     assert [one.left_out for one in read_judged(whole / "left_out.csv")].count("yes") == 1
-    save = TrainingCheckpoint.save
-
-    def save_and_stop(self: TrainingCheckpoint, engine: Any) -> None:
-        save(self, engine)
-        if engine.state.epoch == 3:
-            raise InterruptedError
-
     stopped = tmp_path / "stopped"
-    with monkeypatch.context() as patch:
-        patch.setattr("scripts.handlers.checkpoint.TrainingCheckpoint.save", save_and_stop)
-        with pytest.raises(RuntimeError):
-            train(stopped, OVERLAY, **settings)
+    with stopped_after(3):
+        train(stopped, OVERLAY, **settings)
     assert not (stopped / "model.pt").exists()
     train(stopped, OVERLAY, **settings, resume=True)
     assert same_weights(whole, stopped)

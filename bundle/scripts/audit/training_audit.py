@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,7 @@ class LabelAgreement(Metric):
 
     def compute(self) -> float:
         """Return the mean DSC. Raises `NotComputableError` if there is no case."""
-        counts = self.all_counts()
-        if not counts:
-            raise NotComputableError("LabelAgreement must have at least one case before it can be computed.")
-        return float(dice(*areas_of(counts.values())).mean())
+        return mean_dsc(self.all_counts())
 
     def all_counts(self) -> dict[str, list[list[int]]]:
         """Return the counts of all processes."""
@@ -73,8 +70,16 @@ class LabelAgreement(Metric):
 
     def completed(self, engine: Engine, name: str) -> None:
         """Put the mean DSC and the counts into the engine's state."""
-        engine.state.metrics[name] = self.compute()
-        engine.state.metric_details[name] = self.all_counts()  # type: ignore[attr-defined]
+        counts = self.all_counts()
+        engine.state.metrics[name] = mean_dsc(counts)
+        engine.state.metric_details[name] = counts  # type: ignore[attr-defined]
+
+
+def mean_dsc(counts: Mapping[str, list[list[int]]]) -> float:
+    """Return the mean DSC over cases and labels of `LabelAgreement`'s counts; see its `compute`."""
+    if not counts:
+        raise NotComputableError("LabelAgreement must have at least one case before it can be computed.")
+    return float(dice(*areas_of(counts.values())).mean())
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ class LeaveOutSuspects:
                 f"{len(distrusted)} of {len(judged)} training cases have labels that are unlike the committee's: too "
                 "many to tell which are wrong. None is left out."
             )
-            judged = [Judged(**{**vars(one), "left_out": "no"}) for one in judged]
+            judged = [replace(one, left_out="no") for one in judged]
             distrusted = []
         state.left_out = distrusted
         self.follow(engine)
