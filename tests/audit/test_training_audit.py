@@ -95,6 +95,8 @@ def test_nothing_is_left_out_where_all_are_alike_and_nothing_before_the_audit(tm
     evaluator, sampler, trainer = audited(tmp_path / "short", right(), epochs=2)  # no epoch is left to train
     assert (evaluator.runs, trainer.state.left_out) == (0, None)
     assert told_of(tmp_path / "short") == ""
+    evaluator, sampler, trainer = audited(tmp_path, right(), epochs=2)  # nor is an earlier training's table believed
+    assert told_of(tmp_path) == ""
 
 
 def test_more_than_six_in_ten_are_too_many_to_tell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

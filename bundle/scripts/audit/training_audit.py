@@ -180,9 +180,15 @@ class LeaveOutSuspects:
         """Audit at an epoch's end, and keep the result in the checkpoint."""
         engine.state_dict_user_keys.append("left_out")
         engine.state.left_out = None  # no audit yet
-        engine.add_event_handler(Events.STARTED, self.follow)
+        engine.add_event_handler(Events.STARTED, self.begin)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.audit_once)
         engine.add_event_handler(Events.COMPLETED, self.tell)
+
+    def begin(self, engine: Any) -> None:
+        """Follow a checkpoint's audit; without one, an earlier training's table says nothing of this one."""
+        if engine.state.left_out is None and idist.get_rank() == 0:
+            self.path.unlink(missing_ok=True)
+        self.follow(engine)
 
     def follow(self, engine: Any) -> None:
         """Have the sampler leave out what the state says; a training that goes on knows it from its checkpoint."""

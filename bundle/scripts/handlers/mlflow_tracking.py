@@ -111,12 +111,12 @@ class MLflowTracking:
             os.environ.setdefault(name, value)
         try:
             reach(self.tracking_uri)
+            self.thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")  # before a run is open that is to be ended
             self.client, self.unsent = MlflowClient(tracking_uri=self.tracking_uri), []
             device = getattr(engine.state, "device", None) or torch.device("cpu")
             self.run_id = self._open_run(self._find_experiment(), device=device)
             self._end_what_was_killed()
             write_whole(self.open_run, self.run_id)
-            self.thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
             atexit.register(self._end, "KILLED")  # an exception on the way to `fail` would leave the run open
             self.termination.begin()
             self._log_settings(self.run_id)
