@@ -42,6 +42,7 @@ os.environ["MKL_NUM_THREADS"] = "1"
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import logging
 import math
@@ -89,7 +90,7 @@ from cyclic_committee.scripts.data.volumes import (
 from cyclic_committee.scripts.handlers.checkpoint import load_file, load_parts
 from cyclic_committee.scripts.handlers.history import read_history
 from cyclic_committee.scripts.handlers.loss_record import append, as_batch, read_losses
-from cyclic_committee.scripts.inference.prediction import notes_on_series
+from cyclic_committee.scripts.inference.prediction import notes_on_series, read_metadata
 from cyclic_committee.scripts.inference.prediction_inputs import find_volumes
 from cyclic_committee.scripts.inference.predictor import Predictor
 from cyclic_committee.scripts.metrics.score_table import write_csv
@@ -102,7 +103,7 @@ from cyclic_committee.scripts.planning.plan_file import plan_text
 from cyclic_committee.scripts.report.runs import read_runs
 from cyclic_committee.scripts.runtime.atomic_files import read_with_checksum, with_checksum
 from cyclic_committee.scripts.runtime.bundle_paths import bundle_root
-from cyclic_committee.scripts.runtime.config_files import read_object, require_plan
+from cyclic_committee.scripts.runtime.config_files import require_plan
 from cyclic_committee.scripts.runtime.configuration import open_config
 from cyclic_committee.scripts.runtime.errors import find_bad_input
 from cyclic_committee.scripts.transforms.normalisation import StandardiseImage
@@ -131,7 +132,8 @@ class Outcome:
 
     def line(self) -> str:
         """Return it in one line."""
-        return f"{self.kind} {self.number}: {self.outcome}: {self.damage}: {self.message}"
+        line = " ".join(f"{self.kind} {self.number}: {self.outcome}: {self.damage}: {self.message}".split())
+        return line.encode(errors="backslashreplace").decode()
 
 
 # ---- Damage
@@ -467,7 +469,8 @@ def dicom_slices(files: Sequence[Path]) -> Slices | None:
                 order = ">" if not one.original_encoding[1] else "<"
                 kind = np.dtype(f"{order}{'i' if one.PixelRepresentation else 'u'}{one.BitsAllocated // 8}")
                 expected = one.Rows * one.Columns * kind.itemsize
-                if len(one.PixelData) not in (expected, expected + expected % 2):
+                line = one.Columns * kind.itemsize
+                if not expected <= len(one.PixelData) < expected + max(2, line):  # padding is less than a row
                     return None
                 stored = np.frombuffer(one.PixelData, kind, one.Rows * one.Columns).reshape(one.Rows, one.Columns)
             slope, intercept = float(one.get("RescaleSlope", 1)), float(one.get("RescaleIntercept", 0))
@@ -784,7 +787,7 @@ class Json:
         write_csv(rows, run / "fold_0" / "scores.csv")  # type: ignore[arg-type]
         self.add("run's history", run / "fold_0" / "history.json", history, self.read_run, self.run_faults)
         metadata = json.loads(Path(bundle_root(), "configs", "metadata.json").read_text())
-        self.add("metadata", folder / "metadata.json", metadata, read_object, self.object_faults)
+        self.add("metadata", folder / "metadata.json", metadata, self.read_metadata, self.object_faults)
         scores = {f"image{n}": {"disagreement": n / 7, "weights": "123-456"} for n in range(4)}
         self.add("scores", folder / "scores.json", scores, lambda path: Scores(path).read(), self.score_faults)
         case = {"name": "c0", "spacing_mm": [1.0, 1.0, 2.5], "size": [3, 4, 5], "label_voxels": {"1": 4}}
@@ -863,7 +866,7 @@ class Json:
         values = [(key, value) for row in got for key, value in row.items()]
         faults = [f"{key} is {str(value)[:30]}" for key, value in values if type(value) not in (int, float)]
         epochs = [row["epoch"] for row in got]
-        if any(a >= b for a, b in zip(epochs, epochs[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(epochs)):
             faults.append(f"epochs {epochs}")
         return faults
 
@@ -880,20 +883,24 @@ class Json:
             faults.append("settings of other types")
         return faults
 
+    def read_metadata(self, path: Path) -> Any:
+        """Read a bundle's metadata as `predict` does."""
+        metadata = read_metadata(path)
+        return metadata, list(notes_on_series([], {}, metadata))
+
     def object_faults(self, got: Any) -> list[str]:
-        """Return nothing: any object is right."""
-        return [] if isinstance(got, dict) else ["no object"]
+        """Return what can't be of a bundle's metadata."""
+        return [fault for key in ("name", "version") for fault in name_faults(got[0][key])]
 
     def score_faults(self, got: Any) -> list[str]:
         """Return what can't be of scores."""
         faults = []
         for name, score in got.items():
-            if (
-                not isinstance(score, dict)
-                or not isinstance(score.get("weights"), str)
-                or not (score.get("disagreement") is None or 0 <= float(score["disagreement"]) <= 1)
-            ):
+            value = score.get("disagreement") if isinstance(score, dict) else "none"
+            if not (value is None or (type(value) in (int, float) and 0 <= value <= 1)):
                 faults.append(f"{name} is {str(score)[:40]}")
+            elif not isinstance(score.get("weights"), str):
+                faults.append(f"{name} has no weights")
         return faults
 
     def checksum_faults(self, got: Any) -> list[str]:
@@ -998,6 +1005,8 @@ class Store:
         try:
             self.store()
             now = {path.name: path.read_bytes() for path in self.place.iterdir()}
+            about = now.get("case.json", b"").strip()  # the end of its line is no part of what it says
+            now["case.json"] = self.whole["case.json"] if about == self.whole["case.json"].strip() else about
             wrong = sorted(name for name in {*now, *self.whole} if now.get(name) != self.whole.get(name))
             left = [path.name for path in self.folder.iterdir() if path != self.place]
         finally:
@@ -1058,7 +1067,8 @@ class Arrow:
         if rows != [row for row in self.rows if row["epoch"] <= whole]:
             return ["other losses are accepted"]
         cut_off = self.data.startswith(stored)
-        same_until = len(os.path.commonprefix([stored, self.data]))
+        pairs = zip(stored, self.data, strict=False)
+        same_until = next((place for place, (a, b) in enumerate(pairs) if a != b), len(stored))
         if cut_off or same_until >= self.ends[-2]:  # the last epoch may be one that was never written to its end
             return []
         return [f"only {whole} of 4 epochs are read, though the file isn't cut off"]
@@ -1185,7 +1195,7 @@ class PlanFile:
             predictor = Predictor.from_parser(parser)
             open_config("train.yaml", [str(self.path)])
             faults = [f"it holds {one[:60]}" for one in code]
-            size = [*predictor.inferer.patch_size]
+            size = [*predictor.inferer.tile_size]
             if len(size) != 2 or not all(type(n) is int and 1 <= n <= 4096 for n in size):
                 faults.append(f"the patch size {size}")
             faults += [fault for name in parser.get_parsed_content("labels").values() for fault in name_faults(name)]
@@ -1262,9 +1272,9 @@ def judged(read: Callable[[], list[str]]) -> tuple[str, str]:
         causes = [error]
         while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
             causes.append(cause)  # type: ignore[arg-type]
-        if any(isinstance(one, MemoryError) or "can't allocate memory" in str(one) for one in causes):
-            return "memory", f"{type(error).__name__}: {error}"[:300]
         bad_input = find_bad_input(error)
+        if any(isinstance(one, MemoryError) for one in causes) and str(bad_input or "memory:").startswith("memory:"):
+            return "memory", f"{type(error).__name__}: {error}"[:300]
         if bad_input is None or "\n" in str(bad_input):
             last = traceback.extract_tb(error.__traceback__)[-1]
             message = " ".join(str(error).split())[:200]
@@ -1316,7 +1326,8 @@ def work(made: Any, kind: str, numbers: Sequence[int], results: Path, seed: int)
         torch.set_num_threads(1)
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_BYTES, used + LIMIT_BYTES))
+        limit = used + 4 * LIMIT_BYTES  # what is claimed and never filled takes no memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         with results.open("a", buffering=1) as file:
             for number in numbers:
                 file.write(json.dumps(asdict(outcome(made, kind, number, seed=seed))) + "\n")
