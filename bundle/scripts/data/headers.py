@@ -19,11 +19,18 @@ SIZES_AGREE = 0.01  # voxel sizes that differ by less of themselves are the same
 DEFLATE = 1032  # as much smaller gzip's files may be than what is in them, and no more
 PLAUSIBLE_MM = (1e-3, 100.0)  # from a micrometre, for microscopes, to a slab's thickness
 FARTHEST_MM = 1e5  # of a voxel from the scanner's centre: 100 m, as no bed goes
+LAST_FORM = 5  # of NIfTI's codes for spaces
 UNITS = {1: "metres", 3: "micrometres"}  # of NIfTI's xyzt_units; 2 is mm, 0 unknown and taken for mm
 
 
 def require_all_voxels(volume: SpatialImage, path: Path) -> None:
-    """Raise `BadInput` if a file is too small for what its header claims: memory is taken by the claim."""
+    """Raise `BadInput` unless voxels begin after the header, and a file is as large as it claims: that takes memory."""
+    header: Any = volume.header
+    stored: Any = volume.dataobj
+    if stored.offset < getattr(header, "single_vox_offset", 0):  # nibabel takes 0 for the file's first byte
+        raise BadInput(
+            f"{path}: its voxels begin at byte {stored.offset}, within its header. Replace it or take it out."
+        )
     number: Any = volume.get_data_dtype()
     claimed, held = math.prod(volume.shape) * number.itemsize, path.stat().st_size
     if claimed > held * (DEFLATE if path.name.endswith(".gz") else 1):
@@ -55,11 +62,14 @@ def require_voxel_sizes(volume: SpatialImage) -> None:
     header: Any = volume.header
     path, affine = str(volume.get_filename()), np.asarray(volume.affine)
     sizes = voxel_sizes(affine)
-    if header["sform_code"] == 0:  # the affine is made from pixdim; nibabel has put 1 mm for 0 mm there already
-        stored = stored_header(volume)["pixdim"]
-        sizes = stored[1:4]
-        if header["qform_code"] > 0 and stored[0] not in (-1, 0, 1):  # nibabel takes it for 1, others for its sign
-            raise BadInput(f"{path}: has a pixdim[0] of {stored[0]:g}, which must be 1 or -1. Correct its header.")
+    stored = stored_header(volume)
+    used = "sform_code" if stored["sform_code"] != 0 else "qform_code"
+    if not 0 <= stored[used] <= LAST_FORM:  # nibabel takes it for 0, others for what is there
+        raise BadInput(f"{path}: has a {used} of {stored[used]}, which means nothing. Correct its header.")
+    if used == "qform_code":  # the affine is made from pixdim; nibabel has put 1 mm for 0 mm there already
+        handedness, sizes = stored["pixdim"][0], stored["pixdim"][1:4]
+        if stored[used] > 0 and handedness not in (-1, 0, 1):  # nibabel takes it for 1, others for its sign
+            raise BadInput(f"{path}: has a pixdim[0] of {handedness:g}, which must be 1 or -1. Correct its header.")
     if not (np.isfinite(affine).all() and np.isfinite(sizes).all() and min(sizes) > 0):
         raise BadInput(f"{path}: has voxels of {in_mm(sizes)}. Correct its header.")
     unit = UNITS.get(int(header["xyzt_units"]) % 8)

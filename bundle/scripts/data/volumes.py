@@ -230,13 +230,20 @@ def as_label_ids(voxels: np.ndarray, labels: Mapping[Any, str], path: str | Path
 
 
 def whole_numbers(voxels: np.ndarray) -> np.ndarray:
-    """Return a label map's voxels with 1.00000001, as a scale factor makes of 1, rounded; what is far from it stays."""
+    """Return a label map's voxels with 1.00000001, as a scale factor makes of 1, rounded; what is far from it stays.
+
+    So do different numbers that would all become 0.
+    """
     if voxels.dtype.kind != "f":
         return voxels
     rounded = np.rint(voxels)
     if np.array_equal(rounded, voxels):
         return voxels
-    return np.where(np.abs(rounded - voxels) < ROUNDING, rounded, voxels)
+    near = np.abs(rounded - voxels) < ROUNDING
+    background = voxels[rounded == 0]
+    if background.size and background.min() != background.max():  # a tiny scale factor makes 0 of every label
+        near &= rounded != 0
+    return np.where(near, rounded, voxels)
 
 
 class CompactReader(NibabelReader):

@@ -98,9 +98,9 @@ def read_run(folder: Path, *, name: str, key: str) -> Run:
         lost = {"dataset_dir", "layout", "values", "overlays"} - set(settings)
         if lost:
             raise LookupError(f"{SETTINGS} has no {', '.join(sorted(lost))}")
-        for key, kind in KINDS.items():
-            if not isinstance(settings.get(key), kind):
-                raise TypeError(f"{SETTINGS}: {key} is {json.dumps(settings.get(key))[:80]}")
+        for setting, kind in KINDS.items():
+            if not isinstance(settings.get(setting), kind):
+                raise TypeError(f"{SETTINGS}: {setting} is {json.dumps(settings.get(setting))[:80]}")
     except (ValueError, LookupError, TypeError) as error:
         raise BadInput(
             f"{folder}: can't be read ({error!r}). Give a folder that cross-validate has written."
