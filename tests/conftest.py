@@ -39,6 +39,12 @@ TINY = {
     "backward_mode": {"_target_": "scripts.autograd.forward.PlainAutograd"},  # tracing is half of a tiny training
     "device": "$torch.device('cpu')",
 }
+WHOLE_PLAN: dict[str, Any] = {  # as `prepare` writes plans
+    **{"labels": {"1": "liver"}, "channels": 1, "orientation": "RAS", "spacing_mm": [1, 1.5], "patch_size": [48, 48]},
+    **{"normalise": [{"_target_": "scripts.transforms.normalisation.StandardiseImage", "nonzero": True}]},
+    **{"crop_size": [56, 56], "rotation_degrees": 180, "member#features": [4, 8], "member#strides": [[2, 2]]},
+    "batch_size": 8,
+}
 
 
 SCHEDULE = {

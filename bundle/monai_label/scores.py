@@ -14,6 +14,8 @@ from filelock import FileLock
 from ..scripts.inference.disagreement import case_disagreement
 from ..scripts.inference.predictor import Predictor
 from ..scripts.runtime.atomic_files import write_whole
+from ..scripts.runtime.config_files import read_object
+from ..scripts.runtime.errors import BadInput
 
 SERVED_S = 3600  # an image that somebody got less than that ago comes last
 SLICES = 32  # of a volume that are looked at, evenly spread: enough for an order, and a study list is done sooner
@@ -32,16 +34,24 @@ class Scores:
     def read(self) -> dict[str, dict[str, Any]]:
         """Return image id -> `disagreement` in [0, 1] (None: it can't be scored) and `weights`, their stamp."""
         try:
-            found: dict[str, dict[str, Any]] = json.loads(self.path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # damaged: all is scored anew
+            found = read_object(self.path) if self.path.is_file() else {}
+        except BadInput:  # damaged: all is scored anew
             return {}
-        return found if isinstance(found, dict) else {}
+        return {image_id: score for image_id, score in found.items() if is_score(score)}
 
     def put(self, image_id: str, disagreement: float | None, weights: str) -> None:
         """Write one image's score."""
         with FileLock(f"{self.path}.lock"):
             scores = {**self.read(), image_id: {"disagreement": disagreement, "weights": weights}}
             write_whole(self.path, json.dumps(scores, indent=1))
+
+
+def is_score(score: Any) -> bool:
+    """Return whether something is a score of an image, as `Scores.put` writes it."""
+    if not isinstance(score, dict) or not isinstance(score.get("weights"), str):
+        return False
+    value = score.get("disagreement")
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1)
 
 
 def stamp(weights: Path) -> str:

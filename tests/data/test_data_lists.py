@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cyclic_committee.scripts.data.data_lists import is_file_name
+from cyclic_committee.scripts.data.data_lists import channel_names, is_file_name
 from cyclic_committee.scripts.data.layouts import read_data_set
 from cyclic_committee.scripts.planning.check_report import folds_text
 from cyclic_committee.scripts.planning.data_check import check_data_set
@@ -84,3 +84,10 @@ def test_names_in_a_data_list_are_never_run(tmp_path: Path, key: str, start: str
     with pytest.raises(BadInput, match=rf"datalist\.json: {key}: .* begins with \{start.strip()}, as code does"):
         prepare(path, tmp_path / "out")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["CT\nnormalise: $1", "a\x00b", "a\u2028b"])
+def test_a_name_that_would_end_the_plans_comment_is_refused(tmp_path: Path, name: str) -> None:
+    described = {"channel_names": {"0": name}, "labels": {"liver": 1}, "training": []}
+    with pytest.raises(BadInput, match=r"channel_names: .* holds characters that can't be shown\. Rename it\."):
+        channel_names(described, tmp_path / "dataset.json")

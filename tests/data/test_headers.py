@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,50 @@ def test_label_maps_with_a_scale_factor_hold_whole_ids(tmp_path: Path) -> None:
 
 def test_numbers_that_are_far_from_whole_stay_as_they_are() -> None:
     assert whole_numbers(np.array([0.5, 1.999, 2.00001])).tolist() == [0.5, 1.999, 2.0]
+
+
+def changed(path: Path, **fields: tuple[str, int, Any]) -> Path:
+    """Write a volume, then change fields in the file: nibabel would mend them. Each by its format and place."""
+    data = bytearray(write(path).read_bytes())
+    for kind, place, value in fields.values():
+        struct.pack_into(kind, data, place, value)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sform_code": ("<h", 254, 128)}, "has a sform_code of 128, which means nothing"),
+        ({"sform_code": ("<h", 254, 0), "qform_code": ("<h", 252, 1280)}, "has a qform_code of 1280"),
+        (
+            {"sform_code": ("<h", 254, 0), "qform_code": ("<h", 252, 1), "pixdim": ("<f", 76, -2.0)},
+            r"has a pixdim\[0\] of -2, which must be 1 or -1",
+        ),
+        ({"srow": ("<f", 292, 1e9)}, r"lies 1e\+09 mm from the scanner's centre"),
+        ({"vox_offset": ("<f", 108, 0.0)}, "its voxels begin at byte 0, within its header"),
+    ],
+)
+def test_a_field_that_readers_take_differently_is_refused(
+    tmp_path: Path, fields: dict[str, tuple[str, int, Any]], message: str
+) -> None:
+    with pytest.raises(BadInput, match=rf"a\.nii: {message}.*\. (Correct its header|Replace it or take it out)\.$"):
+        open_volume(changed(tmp_path / "a.nii", **fields))
+
+
+def test_a_qform_that_is_no_turn_is_a_remark_where_the_sform_counts(tmp_path: Path) -> None:
+    path = changed(tmp_path / "a.nii", code=("<h", 252, 1), quatern=("<f", 256, 5.0))
+    [(what, remedy)] = header_remarks(open_volume(path))
+    assert what.startswith("has a qform that makes no sense")
+    assert remedy.startswith("The sform counts")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_number_format_that_contradicts_itself_and_leaves_bytes_over_is_refused(tmp_path: Path, suffix: str) -> None:
+    data = changed(tmp_path / "a.nii", datatype=("<h", 70, 2)).read_bytes()  # uint8, but bitpix is 16
+    path = tmp_path / f"b{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix == ".nii.gz" else data)
+    with pytest.raises(BadInput, match="its datatype and bitpix contradict each other, and 120 bytes are left over"):
+        read_voxels(open_volume(path))
+    right = changed(tmp_path / "c.nii", bitpix=("<h", 72, 8))  # a program's mistake, and nothing is left over
+    assert read_voxels(open_volume(right)).dtype == np.int16

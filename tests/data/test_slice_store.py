@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from conftest import TESTS, contents, preparation
 
 from cyclic_committee.scripts.data.cases import find_cases
 from cyclic_committee.scripts.data.slice_store import index_foreground, store_cases, what_is_stored
-from cyclic_committee.scripts.runtime.atomic_files import HOST, UNFINISHED
+from cyclic_committee.scripts.runtime.atomic_files import HOST, UNFINISHED, with_checksum
 from cyclic_committee.scripts.runtime.errors import BadInput
 from cyclic_committee.scripts.transforms.normalisation import ClipAndStandardise, StandardiseImage
 from cyclic_committee.scripts.transforms.resampling import NormaliseThenResample, ResampleThenNormalise, resample_slices
@@ -334,3 +335,14 @@ def test_killed_at_any_moment_and_started_again_the_store_is_the_same_byte_for_b
     store_cases(cases_of(phantoms), folder=broken, preparation=preparation(spacing_mm=[1.0, 1.0]))
     assert contents(broken) == contents(straight)
     assert finished.items() <= contents(broken).items() or any(".unfinished" in name for name in finished)
+
+
+@pytest.mark.parametrize("key", ["shape", "scales", "files"])
+def test_a_description_that_lacks_a_key_is_that_of_another_version(phantoms: Path, tmp_path: Path, key: str) -> None:
+    [case] = store_cases(cases_of(phantoms)[:1], folder=tmp_path, preparation=preparation(spacing_mm=[6.0, 6.0]))
+    path = case.folder / "case.json"
+    about = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("checksum", key)}
+    path.write_text(with_checksum(about))
+    assert what_is_stored(case.folder) is None
+    path.write_text("[" * 100_000)
+    assert what_is_stored(case.folder) is None

@@ -171,3 +171,17 @@ def test_memory_is_not_taken_on_the_word_of_a_header(tmp_path: Path, name: str) 
         header.write_to(file)
     with pytest.raises(BadInput, match=rf"{name}: damaged or truncated \(its header claims 21.6 GB of voxels"):
         open_volume(path)
+
+
+def test_a_voxel_that_is_too_large_for_single_numbers_is_named(tmp_path: Path) -> None:
+    voxels = np.zeros((4, 3, 2))
+    voxels[1, 2, 0] = 1e39
+    with pytest.raises(BadInput, match=r"a\.nii: 1 voxels are NaN or infinite, the first at \(1, 2, 0\)"):
+        read_image(write(tmp_path / "a.nii", voxels))
+
+
+def test_labels_that_a_damaged_scale_factor_makes_0_of_are_named() -> None:
+    tiny = np.array([0.0, 1e-30, 2e-30])
+    with pytest.raises(BadInput, match="holds the label ids 1e-30, 2e-30, which are not in labels"):
+        as_label_ids(tiny, {"1": "liver", "2": "kidney"}, "a.nii")
+    assert as_label_ids(np.array([1e-9, 1e-9, 1 + 1e-9]), {"1": "liver"}, "a.nii").tolist() == [0, 0, 1]

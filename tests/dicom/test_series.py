@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from pydicom.uid import (
 )
 
 from cyclic_committee.scripts.dicom import pixels as dicom_pixels
+from cyclic_committee.scripts.dicom.files import BoundedFile
 from cyclic_committee.scripts.dicom.series import DicomSeries, FoundSeries, find_series
 from cyclic_committee.scripts.runtime.errors import BadInput
 
@@ -490,3 +494,66 @@ def test_films_are_refused(tmp_path: Path, voxels: np.ndarray) -> None:
         film["PixelData"].VR = "OB"
         film.save_as(path)
     assert "which can't be read. Export the series uncompressed." in find_series(tmp_path).faults[0]
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"RescaleSlope": 0}, "a slope of 0"),
+        ({"ImagePositionPatient": [0, 0, 1e9]}, r"lies 1e\+09 mm from the scanner's centre"),
+    ],
+)
+def test_a_tag_that_cannot_be_is_a_fault(tmp_path: Path, tags: dict[str, Any], message: str) -> None:
+    files = write_series(tmp_path, np.zeros(SHAPE), AXIAL)
+    alter(files[-1], **tags)
+    found = find_series(tmp_path)
+    assert not found.series
+    assert re.search(rf"slice_0006\.dcm: .*{message}", found.faults[0])
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"Rows": 16}, "the header says 1152 bytes, and there are 2376"),
+        ({"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}, "the header says"),
+        ({"BitsStored": 8}, "their highest bit is 15, but 8 bits are stored"),
+    ],
+)
+def test_a_header_that_contradicts_the_pixels_is_refused(tmp_path: Path, tags: dict[str, Any], message: str) -> None:
+    """Pydicom takes the first half of the pixels, or of the bits."""
+    for file in write_series(tmp_path, np.zeros(SHAPE), AXIAL):
+        alter(file, **tags)
+    [series] = find_series(tmp_path).series
+    with pytest.raises(BadInput, match=rf"slice_0000\.dcm: its pixel data are truncated or damaged \({message}"):
+        series.voxels()
+
+
+def test_values_that_int32_does_not_hold_become_single_numbers_or_are_refused(tmp_path: Path) -> None:
+    files = write_series(tmp_path, np.full(SHAPE, 1000), AXIAL)
+    alter(files[3], RescaleSlope=2_000_000_000)
+    [series] = find_series(tmp_path).series
+    assert series.voxels()[0, 0, 3] == pytest.approx(2024 * 2e9, rel=1e-6)
+    alter(files[3], RescaleSlope=1e30)
+    [series] = find_series(tmp_path).series
+    assert series.voxels()[0, 0, 3] == pytest.approx(2024e30, rel=1e-6)
+    alter(files[3], RescaleSlope=1e38)
+    [series] = find_series(tmp_path).series
+    with pytest.raises(BadInput, match=r"slice_0003\.dcm: rescaled, its values reach 2\.024e\+41\. Correct its Resc"):
+        series.voxels()
+
+
+def test_memory_is_not_taken_on_the_word_of_a_damaged_length_or_size(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "a", np.zeros(SHAPE), AXIAL)
+    data = files[0].read_bytes()
+    place = data.index(b"\xe0\x7f\x10\x00OW\x00\x00") + 8
+    files[0].write_bytes(data[:place] + b"\xf0\xff\xff\x7f" + data[place + 4 :])
+    with BoundedFile(FileIO(files[0])) as file:
+        assert file.read(2**31) == files[0].read_bytes()
+    for file in write_series(tmp_path / "b", np.zeros(SHAPE), AXIAL):
+        alter(file, Rows=65535, Columns=65535)
+    [series] = find_series(tmp_path / "b").series
+    tracemalloc.start()
+    with pytest.raises(BadInput, match="its pixel data are truncated or damaged"):
+        series.voxels()
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SCHEDULE, TINY
+from conftest import SCHEDULE, TINY, WHOLE_PLAN
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -167,7 +167,7 @@ def test_a_plans_prepared_cases_are_used(
 
     monkeypatch.setattr(cross_validation, "do_fold", remember)
     monkeypatch.setattr(cross_validation, "scores_of", lambda *arguments: [ROW])
-    (tmp_path / "plan.yaml").write_text("cache_dir: /prepared/cases\n")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**WHOLE_PLAN, "cache_dir": "/prepared/cases"}))
     cross_validate(data_list, tmp_path / "a", data_root=phantoms, folds=[0])
     cross_validate(data_list, tmp_path / "b", data_root=phantoms, folds=[0], overlays=[str(tmp_path / "plan.yaml")])
     assert given[0]["cache_dir"] == str(tmp_path / "a" / "cases")

@@ -116,12 +116,18 @@ def test_nan_is_null_in_the_file_and_nan_again_when_it_is_read(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[{", "3", '{"epoch": 1}', "[3]", "[{}]", '[{"epoch": "one"}]', '[{"epoch": null}]']
+    "text",
+    [
+        *("", "[{", "3", '{"epoch": 1}', "[3]", "[{}]", '[{"epoch": "one"}]', '[{"epoch": null}]'),
+        *('[{"epoch": 1, "loss": "x"}]', '[{"epoch": 1, "loss": [2]}]', '[{"epoch": 1, "loss": true}]'),
+        *('[{"epoch": 1, "epoch": 2}]', '[{"epoch": 2}, {"epoch": 1}]', "[" * 100_000, "1" * 5000),
+    ],
+    ids=range(15),
 )
 def test_a_damaged_file_is_refused_in_one_line_that_names_it(tmp_path: Path, text: str) -> None:
     path = tmp_path / "history.json"
     path.write_text(text)
-    with pytest.raises(BadInput, match=r"history\.json .* delete it") as caught:
+    with pytest.raises(BadInput, match=r"history\.json: isn't a history of epochs .* Delete it") as caught:
         make_trainer(History(tmp_path, resume=True)).run([0], max_epochs=1)
     assert "\n" not in str(caught.value)
 

@@ -160,6 +160,17 @@ def test_a_record_without_a_whole_epoch_is_named(tmp_path: Path) -> None:
         read_losses(path)
 
 
+def test_an_epoch_within_the_record_that_is_damaged_is_no_unfinished_one(tmp_path: Path) -> None:
+    """A length that leads beyond the end looks like an epoch that was never written to its end."""
+    path = train(tmp_path, epochs=1)
+    begin = path.stat().st_size
+    data = bytearray(train(tmp_path, epochs=3).read_bytes())
+    for length in (b"\xff\xff\xff\x0f", bytes(4)):  # too much; the end of a stream
+        path.write_bytes(data[: begin + 4] + length + data[begin + 8 :])
+        with pytest.raises(BadInput, match=r"losses\.arrow: can't be read"):
+            read_losses(path)
+
+
 @pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 10))])
 def test_a_damaged_record_is_refused_or_says_the_same(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Workflow
+from conftest import BUNDLE, TINY, Workflow
 
 pytest.importorskip("highdicom", reason="DICOM needs pip install '.[dicom]'")
 
@@ -17,7 +18,7 @@ from dicom_studies import write_series
 from pydicom import dcmread
 
 from cyclic_committee.scripts.commands import main as command_line
-from cyclic_committee.scripts.inference.prediction import predict_command
+from cyclic_committee.scripts.inference.prediction import predict_command, read_metadata
 from cyclic_committee.scripts.inference.predictor import Predictor
 from cyclic_committee.scripts.phantoms.phantom import Phantom, make_phantom
 from cyclic_committee.scripts.runtime.errors import BadInput
@@ -383,3 +384,21 @@ def test_a_series_with_pixels_of_metres_is_refused_and_named(
         predict(tmp_path / "in", tmp_path / "out")
     assert f"{tmp_path / 'in' / 'metres'}: has voxels of" in capsys.readouterr().err
     assert files(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": None}, "name is null, and must be a text"),
+        ({"version": "1\n2"}, "version is .*, and must be a text"),
+        ({"network_data_format": {}}, "lacks a key of a bundle's metadata"),
+        ({"network_data_format": []}, "lacks a key of a bundle's metadata"),
+    ],
+)
+def test_metadata_that_segmentations_cannot_say_are_named(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
+    (tmp_path / "metadata.json").write_text(json.dumps({**metadata, **change}))
+    with pytest.raises(BadInput, match=rf"metadata\.json: {message}.*\. Take the bundle's own\.$"):
+        read_metadata(tmp_path / "metadata.json")

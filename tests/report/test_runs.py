@@ -10,6 +10,8 @@ from cross_validations import cross_validation, data_set
 from cyclic_committee.scripts.report.runs import read_runs, short_names
 from cyclic_committee.scripts.runtime.errors import BadInput
 
+SETTINGS = '{"dataset_dir": "x", "layout": "auto", "values": {}, "overlays": []}'
+
 
 @pytest.fixture(scope="module")
 def made(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -72,6 +74,9 @@ def damage(run: Path, *, settings: str | None = None, scores: str | None = None)
     [
         ({"settings": "{"}, r"a run: can't be read .* Give a folder that cross-validate has written\."),
         ({"settings": "{}"}, r"a run: can't be read"),
+        ({"settings": SETTINGS.replace("[]", "3")}, r"a run: can't be read .*overlays is 3.*\. Give a folder"),
+        ({"settings": SETTINGS.replace('"x"', "[]")}, r"a run: can't be read .*dataset_dir is \[\]"),
+        ({"settings": "[" * 100_000}, r"a run: can't be read"),
         ({"scores": "case,label,organ\nx,1,liver\n"}, r"a run: can't be read"),
         ({"scores": "case,label,organ,dsc,nsd\n"}, r"a run: no fold is done yet\. Go on with cross-validate"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import BUNDLE, TINY
+from conftest import BUNDLE, TINY, WHOLE_PLAN
 
 from cyclic_committee.scripts.bundles.fold_bundle import copy_template
 from cyclic_committee.scripts.bundles.server_folder import make_work_folder, served_bundle
@@ -18,7 +18,7 @@ from cyclic_committee.scripts.commands.inference import export, predict
 from cyclic_committee.scripts.commands.training import cross_validate, estimate, parameters
 from cyclic_committee.scripts.inference.predictor import Predictor
 from cyclic_committee.scripts.runtime import configuration
-from cyclic_committee.scripts.runtime.config_files import config_files, find_config
+from cyclic_committee.scripts.runtime.config_files import config_files, find_config, read_json, require_plan
 from cyclic_committee.scripts.runtime.configuration import open_config
 from cyclic_committee.scripts.runtime.errors import BadInput
 
@@ -122,6 +122,13 @@ def test_the_base_may_be_named_and_is_read_once(changed: Path) -> None:
         ("- 1\n- 2\n", r"mine\.yaml: holds no keys with values"),
         ("spacing: [1, 1]", r"spacing: no such key, nothing in the configuration uses it\. Did you mean spacing_mm"),
         ("nowhere#else: 1", r"nowhere: no such key"),
+        ("batch_size: 1\nbatch_size: 2", r"mine\.yaml: can't be read as YAML .*the key batch_size is there twice"),
+        ("batch_size: 2020-99-99", r"mine\.yaml: can't be read as YAML"),
+        ("batch_size: !!bool x", r"mine\.yaml: can't be read as YAML"),
+        (f"patch_size: {'[' * 3000}", r"mine\.yaml: can't be read as YAML"),
+        ("patch_size: &a [*a]", r"mine\.yaml: can't be read as YAML .*lead in a circle"),
+        ("\n".join(["a0: &a0 [1, 1]", *(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]" for n in range(40))]), "repeat too much"),
+        ("3: 4", r"mine\.yaml: holds no keys with values"),
     ],
 )
 def test_what_cannot_be_a_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -156,6 +163,7 @@ def test_the_data_set_is_read_once_for_both_parts(phantoms: Path, monkeypatch: p
         "member#_target_: pathlib.Path.touch",
         "network_def: {'members::0::_target_': pathlib.Path.touch}",
         "normalise: [{_target_: scripts.transforms.normalisation.torch.hub.load, repo_or_dir: run}]",
+        "labels: !!omap [{'1': $1}]",
     ],
 )
 def test_a_plan_with_code_in_it_is_refused_before_anything_runs(
@@ -168,3 +176,58 @@ def test_a_plan_with_code_in_it_is_refused_before_anything_runs(
     with pytest.raises(BadInput, match="which is code"):
         parameters("plan.yaml")
     assert not Path("run").exists()
+
+
+def test_an_overlay_of_comments_alone_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("# nothing yet\n")
+    assert open_config("train.yaml", [tmp_path / "mine.yaml"])["batch_size"] == open_config("train.yaml")["batch_size"]
+
+
+def test_a_plan_that_was_changed_by_hand_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**WHOLE_PLAN, "cache_dir": "x", "max_epochs": 3}))
+    require_plan(tmp_path / "plan.yaml")
+
+
+@pytest.mark.parametrize("key", WHOLE_PLAN)
+def test_a_plan_that_was_cut_off_is_refused(tmp_path: Path, key: str) -> None:
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({name: WHOLE_PLAN[name] for name in WHOLE_PLAN if name != key}))
+    with pytest.raises(BadInput, match=rf"plan\.yaml: has no {key}, as each plan has"):
+        require_plan(tmp_path / "plan.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("labels", [None, {}, [1], {"0": "a"}, {"x": "a"}, {"1": None}, {"1": "a\nb"}]),
+        ("channels", [0, True, 1.5, "1", None]),
+        ("orientation", ["RA", "RRS", 3, None, "xyz", "RLS"]),
+        ("spacing_mm", [1, [1], [1, "a"], [0, 1], [1, float("nan")], [1, 1e6]]),
+        ("normalise", [None, [3], [{"_target_": "scripts.transforms.normalisation.StandardiseImage", "nonzro": 1}]]),
+        ("patch_size", [48, [48, 0], [48, 48, 48], [48, 1e3], [48, "48"]]),
+        ("rotation_degrees", ["x", -1, float("inf")]),
+        ("member#features", [[], [0], ["4"], 4, None]),
+        ("member#strides", [[2], [[2]], [[0, 2]], 3]),
+        ("batch_size", [0, "8", None, [8]]),
+    ],
+)
+def test_a_plans_value_that_cannot_be_is_named(tmp_path: Path, key: str, values: list[Any]) -> None:
+    for value in values:
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**WHOLE_PLAN, key: value}))
+        with pytest.raises(BadInput, match=rf"plan\.yaml: {key} is .*\. Give "):
+            require_plan(tmp_path / "plan.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"labels": {"1": "liver", "1": "kidney"}}', 'can\'t be read as JSON .the key "1" is there twice'),
+        ("[" * 100_000, "can't be read as JSON"),
+        ("1" * 5000, "can't be read as JSON"),
+        ('["\\ud800"]', "half of a character"),
+    ],
+    ids=range(4),
+)
+def test_json_that_other_programs_take_differently_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(BadInput, match=rf"a\.json: .*{message}"):
+        read_json(tmp_path / "a.json")

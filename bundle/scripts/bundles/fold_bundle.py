@@ -21,6 +21,7 @@ from monai.bundle.utils import merge_kv
 
 from ..runtime.atomic_files import write_whole
 from ..runtime.bundle_paths import copy_without_use
+from ..runtime.config_files import read_object
 from ..runtime.errors import BadInput
 from ..runtime.workflow import require_known_keys
 from .fold_metadata import fit_metadata
@@ -203,7 +204,7 @@ def write_fold(
         write_whole(folder / "configs" / name, HEADER.format(name=name) + merged_text(text, chosen))
     write_whole(folder / "configs" / OVERLAY, overlay)
     path = folder / "configs" / "metadata.json"
-    metadata = fit_metadata(json.loads(path.read_text()), training, channel_names=channel_names, source=source)
+    metadata = fit_metadata(read_object(path), training, channel_names=channel_names, source=source)
     write_whole(path, json.dumps(metadata, indent=4, ensure_ascii=False) + "\n")
 
 

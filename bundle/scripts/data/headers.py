@@ -18,11 +18,19 @@ ROUNDING_MM = 1e-3  # grids that are nearer to each other than this are the same
 SIZES_AGREE = 0.01  # voxel sizes that differ by less of themselves are the same
 DEFLATE = 1032  # as much smaller gzip's files may be than what is in them, and no more
 PLAUSIBLE_MM = (1e-3, 100.0)  # from a micrometre, for microscopes, to a slab's thickness
+FARTHEST_MM = 1e5  # of a voxel from the scanner's centre: 100 m, as no bed goes
+LAST_FORM = 5  # of NIfTI's codes for spaces
 UNITS = {1: "metres", 3: "micrometres"}  # of NIfTI's xyzt_units; 2 is mm, 0 unknown and taken for mm
 
 
 def require_all_voxels(volume: SpatialImage, path: Path) -> None:
-    """Raise `BadInput` if a file is too small for what its header claims: memory is taken by the claim."""
+    """Raise `BadInput` unless voxels begin after the header, and a file is as large as it claims: that takes memory."""
+    header: Any = volume.header
+    stored: Any = volume.dataobj
+    if stored.offset < getattr(header, "single_vox_offset", 0):  # nibabel takes 0 for the file's first byte
+        raise BadInput(
+            f"{path}: its voxels begin at byte {stored.offset}, within its header. Replace it or take it out."
+        )
     number: Any = volume.get_data_dtype()
     claimed, held = math.prod(volume.shape) * number.itemsize, path.stat().st_size
     if claimed > held * (DEFLATE if path.name.endswith(".gz") else 1):
@@ -32,14 +40,36 @@ def require_all_voxels(volume: SpatialImage, path: Path) -> None:
         )
 
 
+def stored_header(volume: SpatialImage) -> Any:
+    """Return a file's header as it stands there: nibabel mends what it opens."""
+    kind: Any = type(volume.header)
+    with Opener(str(volume.get_filename())) as file:
+        return kind.from_fileobj(file, check=False)
+
+
+def require_number_width(volume: SpatialImage, unread: int) -> None:
+    """Raise ValueError if a header says two widths of its numbers, and `unread` bytes are left by the one that is used.
+
+    Some programs write a wrong bitpix, and datatype is right: then nothing is left.
+    """
+    number: Any = volume.get_data_dtype()
+    if unread > 0 and stored_header(volume)["bitpix"] != 8 * number.itemsize:
+        raise ValueError(f"its datatype and bitpix contradict each other, and {unread} bytes are left over")
+
+
 def require_voxel_sizes(volume: SpatialImage) -> None:
     """Raise `BadInput` unless the header says how large the voxels are, in mm, and axes that span space."""
     header: Any = volume.header
     path, affine = str(volume.get_filename()), np.asarray(volume.affine)
     sizes = voxel_sizes(affine)
-    if header["sform_code"] == 0:  # the affine is made from pixdim; nibabel has put 1 mm for 0 mm there already
-        with Opener(path) as file:
-            sizes = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
+    stored = stored_header(volume)
+    used = "sform_code" if stored["sform_code"] != 0 else "qform_code"
+    if not 0 <= stored[used] <= LAST_FORM:  # nibabel takes it for 0, others for what is there
+        raise BadInput(f"{path}: has a {used} of {stored[used]}, which means nothing. Correct its header.")
+    if used == "qform_code":  # the affine is made from pixdim; nibabel has put 1 mm for 0 mm there already
+        handedness, sizes = stored["pixdim"][0], stored["pixdim"][1:4]
+        if stored[used] > 0 and handedness not in (-1, 0, 1):  # nibabel takes it for 1, others for its sign
+            raise BadInput(f"{path}: has a pixdim[0] of {handedness:g}, which must be 1 or -1. Correct its header.")
     if not (np.isfinite(affine).all() and np.isfinite(sizes).all() and min(sizes) > 0):
         raise BadInput(f"{path}: has voxels of {in_mm(sizes)}. Correct its header.")
     unit = UNITS.get(int(header["xyzt_units"]) % 8)
@@ -48,6 +78,14 @@ def require_voxel_sizes(volume: SpatialImage) -> None:
     require_plausible_sizes(sizes, path)
     if abs(np.linalg.det(affine[:3, :3] / voxel_sizes(affine))) < 1e-3:
         raise BadInput(f"{path}: has an affine whose axes don't span space. Correct its header.")
+    require_near(affine, path)
+
+
+def require_near(affine: np.ndarray, path: str | Path) -> None:
+    """Raise `BadInput` if the first voxel lies where no scanner reaches: single numbers can't tell its neighbours."""
+    farthest_mm = float(np.abs(affine[:3, 3]).max())
+    if not farthest_mm <= FARTHEST_MM:
+        raise BadInput(f"{path}: lies {farthest_mm:.4g} mm from the scanner's centre. Correct its header.")
 
 
 def require_plausible_sizes(sizes_mm: np.ndarray, path: str | Path) -> None:
@@ -71,7 +109,11 @@ def header_remarks(volume: SpatialImage) -> list[tuple[str, str]]:
     if not (np.abs(said - used) <= SIZES_AGREE * used).all():
         what = f"gives two voxel sizes: {in_mm(used)} by its affine, {in_mm(said)} by its pixdim"
         remarks.append((what, "The affine counts; correct it if it is the wrong one."))
-    qform = header.get_qform(coded=True)[0] if header["sform_code"] > 0 else None
+    try:
+        qform = header.get_qform(coded=True)[0] if header["sform_code"] > 0 else None
+    except ValueError as error:
+        remarks.append((f"has a qform that makes no sense ({error})", "The sform counts; write the header anew."))
+        qform = None
     if qform is not None and np.isfinite(qform).all():
         apart_mm = _apart_mm(volume.affine, qform, volume.shape[:3])
         if apart_mm > max(ROUNDING_MM, SIZES_AGREE * used.min()):

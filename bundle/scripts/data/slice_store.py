@@ -219,7 +219,7 @@ def store_case(case: Mapping[str, Any], *, folder: Path, preparation: Preparatio
 def what_is_stored(place: Path) -> dict[str, Any] | None:
     """Return the description of a stored case whose files are as they were written, by size and checksum; else None."""
     about = read_with_checksum(place / "case.json")
-    if about is None:
+    if about is None or not {"shape", "scales", "files"} <= about.keys():
         return None
     try:
         for name, (size, checksum) in about["files"].items():

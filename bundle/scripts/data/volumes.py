@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -23,10 +24,11 @@ from nibabel.spatialimages import SpatialImage
 
 from ..runtime.errors import BadInput, find_bad_input
 from .folders import other_format
-from .headers import ROUNDING_MM, grid_shift_mm, require_all_voxels, require_voxel_sizes
+from .headers import ROUNDING_MM, grid_shift_mm, require_all_voxels, require_number_width, require_voxel_sizes
 
 SUFFIXES = (".nii.gz", ".nii")
 TOLERABLE_SHIFT = 0.1  # of a voxel: label maps that lie that far off are taken to be on their image's grid
+LARGEST = 1e30  # single numbers beyond become infinite when they are resampled
 ROUNDING = 1e-4  # numbers in label maps that are nearer to a whole one are meant to be it: scale factors round
 READ_AT_ONCE = 2**24  # bytes
 Files = str | Path | Sequence[str | Path]
@@ -148,19 +150,23 @@ def unpacked(volume: SpatialImage) -> Iterator[ArrayProxy]:
             with igzip.open(path) as file:  # takes half of the time that the standard library's does
                 stored: Any = kind.from_file_map({"image": FileHolder(fileobj=file)}).dataobj  # type: ignore[misc]
                 yield stored.reshape(volume.shape)
-                while file.read(2**20):  # to the end, where the checksum is: half of all damage shows nowhere else
-                    pass
+                unread = 0
+                while part := file.read(2**20):  # to the checksum at the end: half of all damage shows only there
+                    unread += len(part)
         else:
-            yield volume.dataobj  # type: ignore[misc]
+            stored = volume.dataobj
+            yield stored
+            unread = Path(path).stat().st_size - stored.offset - math.prod(volume.shape) * number.itemsize
+        require_number_width(volume, unread)
     except Exception as error:  # zlib, EOFError, OSError, ...
         raise BadInput(f"{path}: damaged or truncated ({error}). Replace it or take it out.") from error
 
 
 def require_finite_voxels(voxels: np.ndarray, path: str | Path) -> None:
-    """Raise `BadInput` if a voxel is NaN or infinite, with the first one's place."""
+    """Raise `BadInput` if a voxel is NaN, infinite, or as good as, with the first one's place."""
     if not np.issubdtype(voxels.dtype, np.inexact):
         return
-    finite = np.isfinite(voxels)
+    finite = np.abs(voxels) <= LARGEST
     if not finite.all():
         where = tuple(int(i) for i in np.argwhere(~finite)[0])
         count = int((~finite).sum())
@@ -228,7 +234,7 @@ def whole_numbers(voxels: np.ndarray) -> np.ndarray:
     if voxels.dtype.kind != "f":
         return voxels
     rounded = np.rint(voxels)
-    if np.array_equal(rounded, voxels):
+    if np.array_equal(rounded, voxels) or not rounded.any():  # a tiny scale factor would make 0 of every label
         return voxels
     return np.where(np.abs(rounded - voxels) < ROUNDING, rounded, voxels)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ charset, _ = optional_import("pydicom.charset")
 
 Header = Any  # pydicom.Dataset
 KIND = ("SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID")
+READ_FREELY = 2**20  # bytes
 SUFFIXES = (".dcm", ".dicom", ".dic", ".dc3", ".ima")
 # How a file without a preamble begins: a tag of group 2 or 8, then a type in two letters or a small length
 WITHOUT_PREAMBLE = re.compile(
@@ -45,6 +48,16 @@ class ReadFiles:
     others: list[Path] = field(default_factory=list)
 
 
+class BoundedFile(BufferedReader):
+    """A file that is asked for no more than it has: Python takes memory for all that a damaged length claims."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to so many bytes."""
+        if size is not None and size > READ_FREELY:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
 def is_dicom(file: Path) -> bool:
     """Return whether a file is a DICOM file, with DICOM's preamble or without."""
     if not file.is_file():  # also what would wait for another process when it is opened
@@ -66,7 +79,8 @@ def read_dicom(file: Path, *, pixels: bool) -> Header:
         file: with DICOM's preamble or without.
         pixels: whether to read the pixel data, too.
     """
-    header = pydicom.dcmread(file, stop_before_pixels=not pixels, force=True)
+    with BoundedFile(FileIO(file)) as opened:
+        header = pydicom.dcmread(opened, stop_before_pixels=not pixels, force=True)
     if not header.file_meta.get("TransferSyntaxUID"):
         header.file_meta.TransferSyntaxUID = ENDIAN_SYNTAXES[header.original_encoding]
     declared = header.get("SpecificCharacterSet") or []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.headers import FARTHEST_MM
 from ..data.volumes import TOLERABLE_SHIFT
 from ..runtime.errors import BadInput
 from .files import Header
@@ -37,7 +38,8 @@ def plane_axes(header: Header) -> tuple[np.ndarray, np.ndarray]:
 
 def rescaling(header: Header) -> tuple[float, float]:
     """Return slope and intercept from stored values to HU, or to what an MR scanner means."""
-    return float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
+    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
+    return 1.0 if slope in (None, "") else float(slope), 0.0 if intercept in (None, "") else float(intercept)
 
 
 def require_tags(file: Path, header: Header) -> None:
@@ -54,8 +56,11 @@ def require_tags(file: Path, header: Header) -> None:
             f"{file}: ImageOrientationPatient {list(header.ImageOrientationPatient)} and PixelSpacing "
             f"{list(header.PixelSpacing)} make no grid. Correct its header."
         )
-    if not np.isfinite([*rescaling(header), *position(header)]).all():
-        raise BadInput(f"{file}: has a position or rescaling that isn't finite. Correct its header.")
+    if not np.isfinite([*rescaling(header), *position(header)]).all() or rescaling(header)[0] == 0:
+        raise BadInput(f"{file}: has a position or rescaling that isn't finite, or a slope of 0. Correct its header.")
+    farthest_mm = np.abs(position(header)).max()
+    if farthest_mm > FARTHEST_MM:
+        raise BadInput(f"{file}: lies {farthest_mm:.4g} mm from the scanner's centre. Correct its header.")
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise BadInput(f"{file}: holds colours. Give the scanner's own series.")
 

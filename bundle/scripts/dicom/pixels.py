@@ -64,6 +64,7 @@ def stored_pixels(file: Path, header: Any) -> np.ndarray:
             slice_ = read_dicom(file, pixels=True)  # pixel_array doesn't inflate a deflated file by itself
             if slice_["PixelData"].is_undefined_length and not pydicom.uid.UID(syntax).is_compressed:
                 raise ValueError("they are compressed, and the file doesn't say how")  # they would be read as numbers
+            require_agreement(slice_, syntax)
             if syntax in JPEG:
                 stored = decode_jpeg(slice_)
             else:
@@ -73,6 +74,22 @@ def stored_pixels(file: Path, header: Any) -> np.ndarray:
     except Exception as error:  # the decoders raise many kinds
         raise BadInput(f"{file}: its pixel data are truncated or damaged ({error}). Fetch it again.") from error
     return stored
+
+
+def require_agreement(slice_: Any, syntax: str) -> None:
+    """Raise ValueError if a header contradicts the pixel data or itself where pydicom drops what it can't use.
+
+    That is bits above those that are said to be stored, and a row or more of uncompressed pixel data.
+    """
+    stored_bits, high_bit = int(slice_.BitsStored), int(slice_.get("HighBit") or 0)
+    if high_bit >= stored_bits:
+        raise ValueError(f"their highest bit is {high_bit}, but {stored_bits} bits are stored")
+    if pydicom.uid.UID(syntax).is_encapsulated:
+        return
+    row = int(slice_.Columns) * max(1, int(slice_.BitsAllocated) // 8)
+    left = len(slice_.PixelData) - int(slice_.Rows) * row
+    if left >= max(row, 2):
+        raise ValueError(f"the header says {int(slice_.Rows) * row} bytes, and there are {len(slice_.PixelData)}")
 
 
 def decode_jpeg(slice_: Any) -> np.ndarray:

@@ -38,6 +38,7 @@ IMAGES = (CT_IMAGE, "1.2.840.10008.5.1.4.1.1.4")  # CT and MR image storage: a f
 MULTI_FRAME = ("1.2.840.10008.5.1.4.1.1.2.", "1.2.840.10008.5.1.4.1.1.4.")  # what begins so holds many slices a file
 BOLUS_PLACES = 3  # fewer than a volume that is worth a label
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes to NIfTI's
+LARGEST: Mapping[Any, float] = {np.int16: 2**15 - 1, np.int32: 2**31 - 1, np.float32: float(np.finfo(np.float32).max)}
 ROUNDED_MM = 0.15  # sideways from the first slice to the last: less is rounding to 0.1 mm, more is a gantry tilt
 
 
@@ -73,17 +74,23 @@ class DicomSeries:
         int16 if all are whole and fit, as in most CTs, else int32 or float32.
 
         Raises:
-            BadInput: truncated or damaged pixel data.
+            BadInput: truncated or damaged pixel data; values that are too large.
         """
         scales = [rescaling(header) for header in self.headers]
-        whole = all(float(value).is_integer() for scale in scales for value in scale)
-        shape = (int(self.headers[0].Columns), int(self.headers[0].Rows), len(self.files))
-        voxels = np.empty(shape, np.int16 if whole else np.float32, order="F")
+        whole = all(float(value).is_integer() and abs(value) < 2**31 for scale in scales for value in scale)
+        kinds = [*LARGEST] if whole else [np.float32]
+        voxels = np.empty(0, kinds[0])
         for k, (slope, intercept) in enumerate(scales):
             stored = stored_pixels(self.files[k], self.headers[k]).astype(np.int64 if whole else np.float64)
             values = stored * (int(slope) if whole else slope) + (int(intercept) if whole else intercept)
-            if voxels.dtype == np.int16 and max(-values.min() - 1, values.max()) >= 2**15:
-                voxels = voxels.astype(np.int32)
+            if k == 0:  # by now it is known that the file holds as much as its header claims
+                voxels = np.empty((*stored.shape[::-1], len(self.files)), kinds[0], order="F")
+            largest = max(-float(values.min()) - 1, float(values.max()))
+            while kinds and largest > LARGEST[kinds[0]]:
+                kinds.pop(0)
+            if not kinds:
+                raise BadInput(f"{self.files[k]}: rescaled, its values reach {largest:.4g}. Correct its RescaleSlope.")
+            voxels = voxels.astype(kinds[0], copy=False)
             voxels[:, :, k] = values.T
         return voxels
 

@@ -12,6 +12,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from ..runtime.atomic_files import write_whole
+from ..runtime.config_files import read_json
 from ..runtime.errors import BadInput
 from ..visualize.overlays import draw_curves
 from ..visualize.slice_drawing import goes_on
@@ -74,16 +75,24 @@ def epoch_row(engine: Engine, validator: Engine | None = None) -> dict[str, floa
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a history file, none if there is no such file. Raises BadInput if it is damaged."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        if any(not math.isfinite(row["epoch"]) for row in rows):
-            raise ValueError("a row without epoch")
-        return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
-    except FileNotFoundError:
+    """Return the rows of a history file, none if there is no such file.
+
+    Raises:
+        BadInput: it is damaged, or holds other things than numbers, in rows of rising epochs.
+    """
+    if not path.exists():
         return []
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise BadInput(f"{path} isn't a history of epochs ({error!r}): delete it to begin a new one") from error
+    try:
+        rows = read_json(path)
+        values = [value for row in rows for value in row.values()]
+        if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in values):
+            raise ValueError("a value that is no number")
+        epochs = [row["epoch"] for row in rows]
+        if not all(math.isfinite(epoch) for epoch in epochs) or epochs != sorted(set(epochs)):
+            raise ValueError("a row without epoch, or out of turn")
+        return [{key: math.nan if value is None else float(value) for key, value in row.items()} for row in rows]
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise BadInput(f"{path}: isn't a history of epochs ({error}). Delete it to begin a new one.") from error
 
 
 def write_history(rows: list[dict[str, float]], path: Path) -> None:

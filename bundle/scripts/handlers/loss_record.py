@@ -214,12 +214,15 @@ def read_batches(path: Path) -> list[pa.RecordBatch]:
             stream = pa.ipc.open_stream(file)
             require_schema(stream.schema)
             while True:
+                began = file.tell()
                 try:
                     batch, metadata = stream.read_next_batch_with_custom_metadata()
                 except StopIteration:
+                    if file.tell() > began:  # our streams have no end: a damaged length looks like one
+                        raise EOFError("its parts end before the file does") from None
                     break
                 except DAMAGED:
-                    if file.read(1):  # there is more: it isn't the end that was never written
+                    if file.read(1) or parts_from(path, began) > 1:  # it isn't the end that was never written
                         raise
                     log.warning(f"{path}: its last epoch isn't whole. The first {len(batches)} are read.")
                     break
@@ -228,6 +231,13 @@ def read_batches(path: Path) -> list[pa.RecordBatch]:
     except DAMAGED as error:
         raise BadInput(f"{path}: can't be read ({error}). Give the output folder of a training.") from error
     return batches
+
+
+def parts_from(path: Path, began: int) -> int:
+    """Return how many batches begin in the rest of a file, whole or not: each names its checksum once."""
+    with path.open("rb") as file:
+        file.seek(began)
+        return file.read().count(CHECKSUM.encode())
 
 
 def require_whole(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..dicom.series import DicomSeries
 from ..handlers.label_map_writer import write_label_file
 from ..runtime.atomic_files import temporary_folder
 from ..runtime.bundle_paths import bundle_root
-from ..runtime.config_files import read_object
+from ..runtime.config_files import is_name, read_object
 from ..runtime.configuration import open_config
 from ..runtime.errors import BadInput, find_bad_input
 from .disagreement import FULL_SCALE, MemberProbabilities
@@ -74,7 +75,7 @@ def predict_command(
     if disagreement:
         MemberProbabilities(predictor.network)  # type: ignore[arg-type]  # raises if nobody is there to disagree
     labels = dict(config.get_parsed_content("labels"))
-    metadata = read_object(Path(bundle or bundle_root(), "configs", "metadata.json"))
+    metadata = read_metadata(Path(bundle or bundle_root(), "configs", "metadata.json"))
     volumes, faults = find_volumes(source, out=out, channels=len(predictor.inferer.normalise))
     for note in notes_on_series([volume.series for volume in volumes if volume.series], labels, metadata):
         print(f"note: {note}")
@@ -104,11 +105,33 @@ def predict_command(
         raise BadInput(f"{source}: {said}, see above. Mend them, or take them out.")
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return a bundle's metadata.
+
+    Raises:
+        BadInput: see `read_object`; without the name, version or modality, which go into DICOM segmentations.
+    """
+    metadata = read_object(path)
+    try:
+        said = {"name": metadata["name"], "version": metadata["version"], "the image's modality": modality_of(metadata)}
+    except (LookupError, TypeError) as error:
+        raise BadInput(f"{path}: lacks a key of a bundle's metadata ({error}). Take the bundle's own.") from error
+    for key, text in said.items():
+        if not is_name(text):
+            raise BadInput(f"{path}: {key} is {json.dumps(text)[:80]}, and must be a text. Take the bundle's own.")
+    return metadata
+
+
+def modality_of(metadata: Mapping[str, Any]) -> Any:
+    """Return the modality that a bundle is for."""
+    return metadata["network_data_format"]["inputs"]["image"]["modality"]
+
+
 def notes_on_series(
     all_series: Sequence[DicomSeries], labels: Mapping[str, str], metadata: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield what a user should know of series that are labelled."""
-    meant = metadata["network_data_format"]["inputs"]["image"]["modality"]
+    meant = modality_of(metadata)
     for series in all_series:
         yield from series.notes
         modality = series.headers[0].get("Modality") or meant

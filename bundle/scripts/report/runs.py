@@ -16,9 +16,11 @@ from ..data.volumes import case_name
 from ..experiments.cross_validation import SETTINGS, folds_of, overlays_of
 from ..handlers.history import read_history
 from ..metrics.score_table import ScoreRow, read_csv
+from ..runtime.config_files import read_object
 from ..runtime.errors import BadInput
 
 History = list[dict[str, float]]
+KINDS = {"dataset_dir": str, "layout": str, "data_root": str | None, "values": dict, "overlays": list}  # of settings
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def read_run(folder: Path, *, name: str, key: str) -> Run:
     if not path.is_file():
         raise BadInput(f"{folder}: is no cross-validation. Give the folder that one was written to.")
     try:
-        settings = json.loads(path.read_text())
+        settings = read_object(path)
         score_files = {
             int(file.parent.name.removeprefix("fold_")): file for file in folder.glob("fold_[0-9]*/scores.csv")
         }
@@ -96,6 +98,9 @@ def read_run(folder: Path, *, name: str, key: str) -> Run:
         lost = {"dataset_dir", "layout", "values", "overlays"} - set(settings)
         if lost:
             raise LookupError(f"{SETTINGS} has no {', '.join(sorted(lost))}")
+        for setting, kind in KINDS.items():
+            if not isinstance(settings.get(setting), kind):
+                raise TypeError(f"{SETTINGS}: {setting} is {json.dumps(settings.get(setting))[:80]}")
     except (ValueError, LookupError, TypeError) as error:
         raise BadInput(
             f"{folder}: can't be read ({error!r}). Give a folder that cross-validate has written."

@@ -98,9 +98,9 @@ def read_with_checksum(path: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         checksum = content.pop("checksum")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return content if checksum == zlib.crc32(json.dumps(content).encode()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return content if checksum == zlib.crc32(json.dumps(content).encode()) else None
 
 
 def require_writable(**places: str) -> None:
